@@ -2,10 +2,11 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+import tracemalloc
 from typing import Any, cast
 from unittest.mock import Mock
 
+import msgspec
 import pytest
 
 from milo_discovery.api_errors import Unreachable, api_error
@@ -16,9 +17,10 @@ from milo_kube.http.client import Client
 from milo_kube.list_pages import MAX_PAGES
 from milo_publishing.api_server import PublishedObjects
 from milo_publishing.errors import PermitEnded, TargetRefused, TargetUnavailable
-from milo_publishing.objects import Identity, PublishedResource
+from milo_publishing.objects import CLUSTER, Identity, PublishedResource
 from milo_publishing.records import DeleteObject, ReadObject
 
+ALL = {f"n{at}" for at in range(2000)}.__contains__
 SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret")
 
 
@@ -29,44 +31,101 @@ class EndlessApi:
         self.asked = 0
         self._expires = expires
 
-    async def send(self, method: str, path: str, query: Any, body: Any, **_: Any) -> dict[str, Any]:
+    async def receive(self, method: str, path: str, query: Any, body: Any, **_: Any) -> bytes:
         self.asked += 1
         if self._expires and "continue" in dict(query):
             raise api_error(410, "Expired", "too old")
-        return {"metadata": {"continue": "more"}, "items": []}
+        return b'{"metadata": {"continue": "more"}, "items": []}'
 
 
 async def test_endless_list_of_published_objects_is_an_error() -> None:
     api = EndlessApi(expires=False)
     objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
     with pytest.raises(TargetUnavailable, match="the list did not end in 2000 pages"):
-        await objects.list(Identity(publication="secrets", publisher="shop"))
+        await objects.list(Identity(publication="secrets", publisher="shop"), ALL)
     assert api.asked == MAX_PAGES
 
 
-@pytest.mark.parametrize("page_bytes", [100, 7 << 20])
-async def test_list_of_published_objects_ends_at_a_number_of_objects_and_of_bytes(page_bytes: int) -> None:
-    """Found by a reader: all was kept in memory, up to 2,000 pages of 8 MiB."""
+async def test_list_of_published_objects_ends_at_a_number_of_objects() -> None:
+    """Found by a reader: all was kept in memory, up to 2,000 pages."""
     pages = []
 
     class EverMore:
-        async def send(self, *_: Any, arrived: Callable[[int], None], **__: Any) -> dict[str, Any]:
-            pages.append(page_bytes)
-            arrived(page_bytes)
-            metadata = {"name": "a", "uid": "1", "resourceVersion": "1"}
-            return {"metadata": {"continue": "more"}, "items": [{"metadata": {**metadata}} for _ in range(500)]}
+        async def receive(self, *_: Any, **__: Any) -> bytes:
+            pages.append(1)
+            item = {"metadata": {"name": "a", "uid": "1", "resourceVersion": "1"}}
+            return msgspec.json.encode({"metadata": {"continue": "more"}, "items": [item] * 500})
 
     objects = PublishedObjects(cast(ClusterApi, EverMore()), SECRETS, "hub")
-    with pytest.raises(TargetUnavailable, match=r"the list has .* objects of .* MiB, and more: at most 100000 of 256"):
-        await objects.list(Identity(publication="secrets", publisher="shop"))
-    assert len(pages) == (200 if page_bytes == 100 else 37)
+    with pytest.raises(TargetUnavailable, match="the list has more than 100000 objects"):
+        await objects.list(Identity(publication="secrets", publisher="shop"), ALL)
+    assert len(pages) == 200
+
+
+def stuffed(at: int, **fields: Any) -> dict[str, Any]:
+    """An object to which another client has added whatever the API server takes."""
+    metadata = {
+        "name": f"n{at}",
+        "uid": f"u{at}",
+        "resourceVersion": "1",
+        "labels": {f"example.com/{key}": "a" for key in range(9_000)},
+        "annotations": {f"example.com/{key}": "a" * 500 for key in range(500)} | {CLUSTER: "a" * 200_000},
+        "managedFields": [{"manager": f"{key}"} for key in range(9_000)],
+        "finalizers": ["example.com/a"] * 9_000,
+        "deletionTimestamp": "now",
+    }
+    return {
+        "metadata": metadata,
+        "data": {"config": "a" * 700_000, **{f"{key}": "" for key in range(80_000)}, **fields},
+    }
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+async def test_listed_objects_take_little_memory_whatever_another_client_adds_to_them(*, is_wanted: bool) -> None:
+    """Found by an attacker: a list of 40 such objects took more than the memory of the manifest."""
+    page = msgspec.json.encode({"items": [stuffed(at, server="b") for at in range(4)]})
+
+    class Stuffed:
+        async def receive(self, *_: Any, **__: Any) -> bytes:
+            return page
+
+    objects = PublishedObjects(cast(ClusterApi, Stuffed()), SECRETS, "hub")
+    tracemalloc.start()
+    try:
+        found = await objects.list(Identity(publication="secrets", publisher="shop"), lambda _: is_wanted)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < (1_500_000 if is_wanted else 100_000)  # of objects of engaged clusters, what may be compared
+    assert peak < 4_000_000
+    assert [one.document for one in found] == [
+        {"metadata": {"name": f"n{at}", "annotations": {CLUSTER: "a" * 200_000}}, "data": {"server": "b"}}
+        if is_wanted
+        else {}
+        for at in range(4)
+    ]
+
+
+async def test_list_keeps_the_contents_of_some_objects() -> None:
+    item = {"metadata": {"uid": "1", "resourceVersion": "1"}, "data": {"server": "a" * 500_000}}
+    pages = iter(range(10))
+
+    class Large:
+        async def receive(self, *_: Any, **__: Any) -> bytes:
+            page = next(pages)
+            items = [{**item, "metadata": {**item["metadata"], "name": f"n{page * 10 + at}"}} for at in range(10)]
+            return msgspec.json.encode({"metadata": {"continue": "more" if page < 9 else ""}, "items": items})
+
+    objects = PublishedObjects(cast(ClusterApi, Large()), SECRETS, "hub")
+    found = await objects.list(Identity(publication="secrets", publisher="shop"), ALL)
+    assert sum(one.content is not None for one in found) == 67
 
 
 async def test_list_of_published_objects_that_expires_twice_is_repeated_later() -> None:
     api = EndlessApi(expires=True)
     objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
     with pytest.raises(TargetUnavailable, match="too old"):
-        await objects.list(Identity(publication="secrets", publisher="shop"))
+        await objects.list(Identity(publication="secrets", publisher="shop"), ALL)
     assert api.asked == 4
 
 
@@ -77,7 +136,7 @@ class LargeObjects:
         self.sizes: list[int] = []
         self.count, self.large = count, large
 
-    async def send(self, method: str, path: str, query: Any, body: Any, **_: Any) -> dict[str, Any]:
+    async def receive(self, method: str, path: str, query: Any, body: Any, **_: Any) -> bytes:
         size, first = int(dict(query)["limit"]), int(dict(query).get("continue", 0))
         self.sizes.append(size)
         if size > 20 and first < self.large:
@@ -86,13 +145,14 @@ class LargeObjects:
             {"metadata": {"name": f"n{at}", "uid": f"u{at}", "resourceVersion": "1"}}
             for at in range(first, min(first + size, self.count))
         ]
-        return {"metadata": {"continue": f"{first + size}" if first + size < self.count else ""}, "items": items}
+        metadata = {"continue": f"{first + size}" if first + size < self.count else ""}
+        return msgspec.json.encode({"metadata": metadata, "items": items})
 
 
 async def test_large_objects_are_listed_in_smaller_pages() -> None:
     api = LargeObjects()
     objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
-    found = await objects.list(Identity(publication="secrets", publisher="shop"))
+    found = await objects.list(Identity(publication="secrets", publisher="shop"), ALL)
     assert [one.name for one in found] == [f"n{at}" for at in range(60)]
     assert api.sizes == [500, 100, 20, 20, 20]
 
@@ -100,7 +160,7 @@ async def test_large_objects_are_listed_in_smaller_pages() -> None:
 async def test_objects_after_the_large_ones_are_listed_in_larger_pages() -> None:
     api = LargeObjects(1000, large=100)
     objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
-    assert len(await objects.list(Identity(publication="secrets", publisher="shop"))) == 1000
+    assert len(await objects.list(Identity(publication="secrets", publisher="shop"), ALL)) == 1000
     assert api.sizes == [500, 100, *[20] * 5, *[100] * 5, 500]
 
 
@@ -112,7 +172,7 @@ async def test_request_is_repeated_after_an_answer_that_says_nothing_about_its_o
     status: int, error: type[Exception]
 ) -> None:
     class Refusing:
-        async def send(self, *_: Any, **__: Any) -> dict[str, Any]:
+        async def receive(self, *_: Any, **__: Any) -> bytes:
             raise api_error(status, "", "refused")
 
     with pytest.raises(error, match="refused"):
@@ -127,7 +187,7 @@ async def test_object_is_gone_only_if_an_answer_names_it(
     """A server that does not serve the kind at present, or a proxy, answers 404 too."""
 
     class Missing:
-        async def send(self, *_: Any, **__: Any) -> dict[str, Any]:
+        async def receive(self, *_: Any, **__: Any) -> bytes:
             raise api_error(404, "", "404 page not found", about=about)
 
     objects = PublishedObjects(cast(ClusterApi, Missing()), SECRETS, "hub")
@@ -196,8 +256,8 @@ class AnsweringApi:
     def __init__(self, answer: dict[str, Any]) -> None:
         self._answer = answer
 
-    async def send(self, *_: Any, **__: Any) -> dict[str, Any]:
-        return self._answer
+    async def receive(self, *_: Any, **__: Any) -> bytes:
+        return msgspec.json.encode(self._answer)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +269,7 @@ class AnsweringApi:
         {"name": "a"},
         {"name": 1, "uid": "2", "resourceVersion": "3"},
         {"name": "a", "uid": "2", "resourceVersion": "3", "labels": ["a"]},
-        {"name": "a", "uid": "2", "resourceVersion": "3", "annotations": {"a": 1}},
+        {"name": "a", "uid": "2", "resourceVersion": "3", "annotations": {CLUSTER: 1}},
         {"name": "a", "uid": "2", "resourceVersion": "3", "finalizers": 1},
     ],
 )
@@ -219,11 +279,11 @@ async def test_answer_without_the_metadata_of_an_object_is_an_error(metadata: An
         await objects.perform(ReadObject("a"))
 
 
-@pytest.mark.parametrize("answer", [{"items": 1}, {"items": ["a"]}, {"metadata": []}, {"metadata": {"continue": 1}}])
+@pytest.mark.parametrize("answer", [{"items": 1}, {"metadata": []}, {"metadata": {"continue": 1}}])
 async def test_answer_that_is_no_list_is_an_error(answer: dict[str, Any]) -> None:
     objects = PublishedObjects(cast(ClusterApi, AnsweringApi(answer)), SECRETS, "hub")
     with pytest.raises(TargetUnavailable, match="is not a list"):
-        await objects.list(Identity(publication="secrets", publisher="shop"))
+        await objects.list(Identity(publication="secrets", publisher="shop"), ALL)
 
 
 @pytest.mark.parametrize("metadata", [None, [], "text"])

@@ -665,6 +665,43 @@ def test_object_whose_uid_another_client_changed_stays_when_its_cluster_moves():
     assert second.object["metadata"]["annotations"][CLUSTER_UID] == "1"
 
 
+@pytest.mark.parametrize("annotations", [{}, {CLUSTER: ""}, {CLUSTER: "gamma", INCARNATION: "1"}])
+@pytest.mark.parametrize("count", [1, 50])
+def test_objects_that_name_no_cluster_of_theirs_stop_nothing(
+    publishing: Publishing, annotations: dict[str, str], count: int
+):
+    """Found by an attacker: one object with the labels of the publisher kept it from writing its first object."""
+    for at in range(count):
+        metadata = {"name": f"junk-{at}", "labels": identity().labels(), "annotations": annotations}
+        publishing.server.put(f"junk-{at}", {"metadata": metadata})
+    publishing.synced(cluster(), cluster("beta")).settle(60.0)
+    assert [type(request) for request in publishing.sent] == [Create, Create, Apply, Apply]
+    problems = publishing.publication.problems
+    assert ["has changed its annotation" in problem for problem in problems] == [True] * count
+    publishing.end(cluster()).settle(60.0)
+    assert "alpha" not in publishing.server.objects
+    assert len(publishing.server.objects) == count + 1
+
+
+def test_object_whose_content_was_not_kept_is_read_before_it_is_compared():
+    publishing = Publishing(resync_s=300.0).synced(cluster(), cluster("beta"))
+    take = publishing.server.list
+    publishing.server.list = lambda *of: [one.without_content() for one in take(*of)]  # type: ignore[method-assign]
+    publishing.sent.clear()
+    publishing.settle(301.0)
+    assert publishing.sent == []
+    publishing.server.touch("alpha", {"env": "changed"})
+    publishing.settle(301.0)
+    assert publishing.sent == [ReadObject("alpha")]
+    late = Publishing(publishing.server).synced(cluster("beta"))
+    late.engage(cluster(labels={"env": "prod"})).settle(60.0)
+    assert [type(request) for request in late.sent if getattr(request, "name", "alpha") == "alpha"][-2:] == [
+        ReadObject,
+        Apply,
+    ]
+    assert late.object["metadata"]["labels"]["env"] == "prod"
+
+
 def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta"))
     before = publishing.uids["alpha"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
+import msgspec
 import pytest
 
 from milo_discovery import Cluster
@@ -12,13 +13,14 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
 from milo_publishing.objects import (
     Identity,
     ObservedObject,
+    applied,
     changes,
     contains,
     copied_labels,
     is_valid_name,
     object_name,
 )
-from milo_publishing.rendering import ArgoCdClusters, ClusterProfiles, FluxConfigMaps, FluxKubeconfigs
+from milo_publishing.rendering import ArgoCdClusters, ClusterProfiles, FluxConfigMaps, FluxKubeconfigs, Renderer
 
 ALPHA = Cluster(name="alpha", uid="1", organization="acme", labels={"env": "prod", "team.example/a": "x"})
 SERVER = KubeconfigAccess(server="https://milo.test", authorities="PEM", tls_server_name="milo.internal")
@@ -78,7 +80,9 @@ def test_transition_time_of_an_unchanged_condition_is_kept_and_malformed_conditi
     rendered = profiles.render(ALPHA, None)
     assert rendered.status is not None
     [wanted] = rendered.status["conditions"]
-    found = ObservedObject.of({"metadata": {"name": "alpha", "uid": "u", "resourceVersion": "1"}, "status": observed})
+    found = ObservedObject.of(
+        msgspec.json.encode({"metadata": {"name": "alpha", "uid": "u", "resourceVersion": "1"}, "status": observed})
+    )
     identity = Identity(publication="p", publisher="milo")
     _, status = changes(profiles.resource, identity, ALPHA, rendered, found, must_write=False)
     assert status is not None
@@ -92,6 +96,27 @@ def test_cluster_profile_contains_tls_server_name_and_ca():
     [provider] = rendered.status["accessProviders"]
     assert provider["cluster"]["tls-server-name"] == "milo.internal"
     assert base64.b64decode(provider["cluster"]["certificate-authority-data"]) == b"PEM"
+
+
+@pytest.mark.parametrize(
+    "renderer",
+    [
+        ClusterProfiles(cluster_manager="m", access_provider="p", copy_labels=("env",)),
+        ArgoCdClusters(plugin_command="/opt/m", argocd_project="shop", copy_labels=("env",)),
+        FluxKubeconfigs(copy_labels=("env",)),
+        FluxConfigMaps(audiences=("a",), service_account="s", copy_labels=("env",)),
+    ],
+    ids=lambda renderer: renderer.publication,
+)
+def test_each_written_field_is_compared(renderer: Renderer):
+    identity, rendered = Identity(publication="p", publisher="milo"), renderer.render(ALPHA, SERVER)
+    assert rendered is not None
+    written = applied(renderer.resource, identity, "alpha", ALPHA, rendered)
+    written["metadata"] |= {"uid": "u", "resourceVersion": "1", "managedFields": []}
+    if rendered.status is not None:
+        written["status"] = rendered.status
+    found = ObservedObject.of(msgspec.json.encode(written))
+    assert changes(renderer.resource, identity, ALPHA, rendered, found, must_write=False) == (None, None)
 
 
 def test_argocd_secret_runs_the_credential_plugin():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from http import HTTPStatus
@@ -19,14 +19,23 @@ from milo_kube.api_request import JSON
 from milo_kube.api_server import Pools
 from milo_kube.list_pages import EndlessListError, ListPages, PageSize
 from milo_publishing.errors import TargetRefused, TargetUnavailable
-from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
+from milo_publishing.objects import (
+    MANAGER,
+    UNDECODABLE,
+    Document,
+    Identity,
+    ObservedObject,
+    PublishedResource,
+    is_finalizing,
+)
 from milo_publishing.records import Apply, Create, DeleteObject, ReadObject
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
 _MOST_OBJECTS = 100_000
-_MOST_BYTES = 256 << 20
-"""Maximum bytes of all objects: some ten times those of 5,000 kubeconfigs. Other clients may add fields to each."""
+_MOST_HELD = 32 << 20
+"""Maximum bytes that a list keeps of what is compared: more than those of 5,000 kubeconfigs. Other objects are read one
+by one."""
 _OF_ALL = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 """Statuses below 500 that say nothing about the object: the request is repeated."""
 _UNSENT = frozenset({"dns", "connect", "tls"})
@@ -38,11 +47,11 @@ class _PageMetadata(msgspec.Struct):
 
 
 class _RecordPage(msgspec.Struct):
-    items: list[Document] | None = None
+    items: list[msgspec.Raw] | None = None
     metadata: _PageMetadata = msgspec.field(default_factory=_PageMetadata)
 
 
-_PREPARED = msgspec.json.Decoder(_RecordPage)
+_PAGE = msgspec.json.Decoder(_RecordPage)
 """Built at import, since the first use of a type by two threads at once crashes msgspec."""
 
 
@@ -52,51 +61,57 @@ class PublishedObjects:
     def __init__(self, api: ClusterApi, resource: PublishedResource, namespace: str) -> None:
         self._api = api
         self._collection = resource.path(namespace)
-        self._resource = resource
 
-    async def list(self, identity: Identity) -> list[ObservedObject]:
-        """Return all objects with the labels of a publisher."""
+    async def list(self, identity: Identity, is_wanted: Callable[[str], bool]) -> list[ObservedObject]:
+        """Return all objects with the labels of a publisher; of those that are not wanted, by their name, only the
+        metadata."""
         items: list[ObservedObject] = []
         token, size, clock = "", PageSize(_PAGE_SIZE), asyncio.get_running_loop().time
-        pages, has_expired, read = ListPages(clock()), False, 0
+        pages, has_expired, held = ListPages(clock()), False, 0
         while True:
             query = {"labelSelector": identity.selector(), "limit": str(size.objects)}
             query |= {"continue": token} if token else {}
-            pieces: list[int] = []
             try:
-                page = await self._call("GET", self._collection, query, arrived=pieces.append)
+                page = await self._call("GET", self._collection, query)
             except TargetRefused as error:
                 if error.status != HTTPStatus.GONE or not token:
                     raise
                 if has_expired:
                     raise TargetUnavailable(str(error), is_answer=True) from error
                 # The continue token expired: list again from the start.
-                items, token, has_expired, read = [], "", True, 0
+                items, token, has_expired, held = [], "", True, 0
                 continue
             except TargetUnavailable as error:
                 if not error.is_too_large or not size.shrink():
                     raise
                 continue
-            # List items of built-in kinds lack apiVersion and kind, which `changes` compares.
-            kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
-            try:
-                found = msgspec.convert(page, _RecordPage)
-            except msgspec.ValidationError as error:
-                raise TargetUnavailable(f"{self._collection}: the response is not a list: {error}") from None
-            items.extend(ObservedObject.of({**kind, **item}) for item in found.items or ())
-            token = found.metadata.continue_
+            found, token = self._page(page, is_wanted, held)
+            items.extend(found)
+            held += sum(len(one.content or b"") for one in found)
             if not token:
                 return items
             size.page_fitted()
-            read += sum(pieces)
-            if len(items) >= _MOST_OBJECTS or read >= _MOST_BYTES:
-                found_so_far = f"{len(items)} objects of {read >> 20} MiB, and more"
-                most = f"at most {_MOST_OBJECTS} of {_MOST_BYTES >> 20} MiB are read"
-                raise TargetUnavailable(f"{self._collection}: the list has {found_so_far}: {most}")
+            if len(items) >= _MOST_OBJECTS:
+                raise TargetUnavailable(f"{self._collection}: the list has more than {_MOST_OBJECTS} objects")
             try:
                 pages = pages.next(clock())
             except EndlessListError as error:
                 raise TargetUnavailable(f"{self._collection}: {error}") from None
+
+    def _page(self, page: bytes, is_wanted: Callable[[str], bool], held: int) -> tuple[Sequence[ObservedObject], str]:
+        """Return the objects of a page, and the token of the next one. `held`: how many bytes were kept of others."""
+        try:
+            answer = _PAGE.decode(page)
+        except UNDECODABLE as error:
+            raise TargetUnavailable(f"{self._collection}: the response is not a list: {error}") from None
+        found = []
+        for item in answer.items or ():
+            one = ObservedObject.of(item)
+            size = len(one.content or b"")
+            is_kept = is_wanted(one.name) and held + size <= _MOST_HELD
+            held += size if is_kept else 0
+            found.append(one if is_kept else one.without_content())
+        return found, answer.metadata.continue_
 
     async def perform(
         self, request: ReadObject | Create | Apply | DeleteObject, sending: Callable[[], None] = lambda: None
@@ -146,9 +161,7 @@ class PublishedObjects:
                 raise TargetUnavailable(str(error)) from error
             raise
         # A Status, or the object if it waits for its finalizers.
-        metadata = answer.get("metadata")
-        is_object = isinstance(metadata, dict) and metadata.get("deletionTimestamp")
-        return ObservedObject.of(answer) if is_object else None
+        return ObservedObject.of(answer) if is_finalizing(answer) else None
 
     async def _call(
         self,
@@ -159,19 +172,17 @@ class PublishedObjects:
         *,
         content_type: str = JSON,
         timeout_s: float = _TIMEOUT_S,
-        arrived: Callable[[int], None] = lambda _: None,
         sending: Callable[[], None] = lambda: None,
-    ) -> Document:
+    ) -> bytes:
         parameters = tuple((query or {}).items())
         try:
-            return await self._api.send(
+            return await self._api.receive(
                 method,
                 path,
                 parameters,
                 body,
                 content_type=content_type,
                 timeout_s=timeout_s,
-                arrived=arrived,
                 sending=sending,
             )
         except UnusableKubeconfig as error:

@@ -35,6 +35,7 @@ FIELDS = f"{_DOMAIN}/fields"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _MAX_NAME_LENGTH = 253
 _LIST_KEYS = ("name", "type")
+_TYPE = ("apiVersion", "kind")
 
 
 class PublishedResource(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,47 +91,139 @@ class Owner(Enum):
     FOREIGN = auto()
 
 
+class _RecordLabels(msgspec.Struct, omit_defaults=True):
+    managed_by: str | None = msgspec.field(default=None, name=MANAGED_BY)
+    publication: str | None = msgspec.field(default=None, name=PUBLICATION)
+    publisher: str | None = msgspec.field(default=None, name=PUBLISHER)
+
+
+class _RecordAnnotations(msgspec.Struct, omit_defaults=True):
+    cluster: str | None = msgspec.field(default=None, name=CLUSTER)
+    cluster_uid: str | None = msgspec.field(default=None, name=CLUSTER_UID)
+    incarnation: str | None = msgspec.field(default=None, name=INCARNATION)
+    group: str | None = msgspec.field(default=None, name=GROUP)
+    filter: str | None = msgspec.field(default=None, name=FILTER)
+    fields: str | None = msgspec.field(default=None, name=FIELDS)
+
+
 class _RecordMetadata(msgspec.Struct, rename="camel"):
     """The fields of an object's metadata that are used."""
 
     name: str = ""
     uid: str = ""
     resource_version: str = ""
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
+    labels: _RecordLabels | None = None
+    annotations: _RecordAnnotations | None = None
     finalizers: list[str] | None = None
     deletion_timestamp: str | None = None
 
 
-_PREPARED = msgspec.json.Decoder(_RecordMetadata)
-"""Built at import, since the first use of a type by two threads at once crashes msgspec."""
+class _ObservedRecord(msgspec.Struct):
+    metadata: _RecordMetadata
+
+
+_ABSENT = msgspec.Raw(b"null")
+
+
+class _StatusOrRecord(msgspec.Struct):
+    """A Status, or an object."""
+
+    metadata: msgspec.Raw = _ABSENT
+
+
+class _RecordFields(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What any renderer writes below `data`, `spec` and `status`."""
+
+    name: msgspec.Raw = _ABSENT
+    server: msgspec.Raw = _ABSENT
+    config: msgspec.Raw = _ABSENT
+    project: msgspec.Raw = _ABSENT
+    value: msgspec.Raw = _ABSENT
+    provider: msgspec.Raw = _ABSENT
+    address: msgspec.Raw = _ABSENT
+    authorities: msgspec.Raw = msgspec.field(default=_ABSENT, name="ca.crt")
+    audiences: msgspec.Raw = _ABSENT
+    service_account_name: msgspec.Raw = _ABSENT
+    display_name: msgspec.Raw = _ABSENT
+    cluster_manager: msgspec.Raw = _ABSENT
+    conditions: msgspec.Raw = _ABSENT
+    properties: msgspec.Raw = _ABSENT
+    access_providers: msgspec.Raw = _ABSENT
+
+
+class _ComparedMetadata(msgspec.Struct, omit_defaults=True):
+    name: str
+    labels: msgspec.Raw = _ABSENT
+    annotations: _RecordAnnotations | None = None
+
+
+class _ComparedContent(msgspec.Struct, omit_defaults=True):
+    """What is compared of an object: other clients may add fields of any size."""
+
+    metadata: _ComparedMetadata
+    type: str | None = None
+    data: _RecordFields | None = None
+    spec: _RecordFields | None = None
+    status: _RecordFields | None = None
+
+
+_RECORD, _CONTENT = msgspec.json.Decoder(_ObservedRecord), msgspec.json.Decoder(_ComparedContent)
+_ANSWER, _METADATA = msgspec.json.Decoder(_StatusOrRecord), msgspec.json.Decoder(_RecordMetadata)
+_DOCUMENT = msgspec.json.Decoder(Document)
+"""All are built at import, since the first use of a type by two threads at once crashes msgspec."""
+UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+_MOST_OF_LABELS = 64 << 10
+_MOST_OF_FIELD = 512 << 10
+"""Maximum bytes of all labels, and of a field: what is larger is none of this command's, and is written again."""
+_MOST_OF_ANNOTATION = 4 << 10
+"""How many characters identify the cluster or the filter of an object."""
+_MOST_FINALIZERS = 10
 
 
 class ObservedObject(msgspec.Struct, frozen=True):
-    """An object as the API server returned it."""
+    """An object as the API server returned it. Of its labels and annotations, it has those that identify it."""
 
-    document: Document
+    content: bytes | None
+    """What is compared, in JSON, which takes less memory than a document; None if it was not kept."""
     name: str
     uid: str
     resource_version: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
+    finalizers: tuple[str, ...] | None
+    """What the object waits for since its deletion was requested; None if that was not requested."""
 
     @classmethod
-    def of(cls, document: Document) -> ObservedObject:
-        """Wrap a document without managedFields, which are not compared, and use more memory than all other fields.
-
-        Raises TargetUnavailable if it is not an object.
-        """
+    def of(cls, answer: bytes | msgspec.Raw) -> ObservedObject:
+        """Return the object of an answer. Raises TargetUnavailable if it is not an object."""
         try:
-            found = msgspec.convert(document.get("metadata"), _RecordMetadata)
-        except msgspec.ValidationError as error:
+            found = _RECORD.decode(answer).metadata
+        except UNDECODABLE as error:
             raise TargetUnavailable(f"the API server answered without an object's metadata: {error}") from None
         if not (found.name and found.uid and found.resource_version):
             raise TargetUnavailable("the API server answered without an object's name, UID and resource version")
-        document["metadata"].pop("managedFields", None)
-        labels, annotations = found.labels or {}, found.annotations or {}
-        return cls(document, found.name, found.uid, found.resource_version, labels, annotations)
+        finalizers = tuple((found.finalizers or ())[:_MOST_FINALIZERS]) if found.deletion_timestamp else None
+        annotations = {key: value[:_MOST_OF_ANNOTATION] for key, value in _mapping(found.annotations).items()}
+        return cls(
+            _content(answer),
+            found.name,
+            found.uid,
+            found.resource_version,
+            _mapping(found.labels),
+            annotations,
+            finalizers,
+        )
+
+    def without_content(self) -> ObservedObject:
+        return msgspec.structs.replace(self, content=None)
+
+    @property
+    def document(self) -> Document:
+        """What is compared; without all if a field of it cannot be decoded."""
+        try:
+            return _DOCUMENT.decode(self.content or b"{}")
+        except UNDECODABLE:
+            return {}
 
     @property
     def cluster(self) -> str:
@@ -148,12 +241,6 @@ class ObservedObject(msgspec.Struct, frozen=True):
     def publisher(self) -> str:
         return self.labels.get(PUBLISHER, "")
 
-    @property
-    def finalizers(self) -> tuple[str, ...] | None:
-        """What the object waits for since its deletion was requested; None if that was not requested."""
-        metadata = self.document["metadata"]
-        return tuple(metadata.get("finalizers") or ()) if metadata.get("deletionTimestamp") else None
-
     def owner(self, identity: Identity) -> Owner:
         if self.labels.get(MANAGED_BY) != MANAGER or self.labels.get(PUBLICATION) != identity.publication:
             return Owner.FOREIGN
@@ -162,7 +249,19 @@ class ObservedObject(msgspec.Struct, frozen=True):
     def difference(self, identity: Identity) -> str:
         """Return how the object's shard group or filter differs from the publisher's; empty if they are the same."""
         recorded = self.annotations.get(GROUP), self.annotations.get(FILTER)
-        return difference(recorded, (identity.group, identity.filter))
+        return difference(recorded, (identity.group, identity.filter[:_MOST_OF_ANNOTATION]))
+
+
+def is_finalizing(answer: bytes) -> bool:
+    """Return whether the answer to a deletion is an object that waits for its finalizers."""
+    try:
+        metadata = _ANSWER.decode(answer).metadata
+    except UNDECODABLE as error:
+        raise TargetUnavailable(f"the API server answered a deletion with no object: {error}") from None
+    try:
+        return bool(_METADATA.decode(metadata).deletion_timestamp)
+    except UNDECODABLE:
+        return False
 
 
 def object_name(cluster: str, suffix: str = "") -> str:
@@ -218,23 +317,23 @@ def changes(
     `must_write`: whether the object is written even so, to get another version. Then it is written once more.
     """
     body, status = applied(resource, identity, observed.name, cluster, content), None
+    document = observed.document
     has_other_fields = observed.annotations.get(FIELDS) != body["metadata"]["annotations"][FIELDS]
     if not identity.group and observed.incarnation:
         # That of a shard group stays if it is only left out: the creation of the object has written it, too.
         body["metadata"]["annotations"][INCARNATION] = ""
     if content.status is not None:
-        current = _with_observed_transition_times(content.status, observed)
-        if has_other_fields or not contains(observed.document.get("status"), current):
+        current = _with_observed_transition_times(content.status, document.get("status"))
+        if has_other_fields or not contains(document.get("status"), current):
             status = {**_type(resource), "metadata": {"name": observed.name}, "status": current}
-    if must_write and status is None and contains(observed.document, body):
+    if must_write and status is None and _has(document, body):
         body["metadata"]["annotations"][FIELDS] = ""
-    return None if contains(observed.document, body) else body, status
+    return None if _has(document, body) else body, status
 
 
-def _with_observed_transition_times(status: Document, observed: ObservedObject) -> Document:
+def _with_observed_transition_times(status: Document, observed: Any) -> Document:
     """Return the status, with the observed lastTransitionTime of each condition whose status is unchanged."""
-    observed_status = observed.document.get("status")
-    observed_conditions = observed_status.get("conditions") if isinstance(observed_status, dict) else None
+    observed_conditions = observed.get("conditions") if isinstance(observed, dict) else None
     before = {}
     for condition in observed_conditions if isinstance(observed_conditions, list) else ():
         match condition:  # others are malformed, and are replaced
@@ -250,6 +349,11 @@ def _with_observed_transition_times(status: Document, observed: ObservedObject) 
     return {**status, "conditions": conditions}
 
 
+def _has(document: Document, body: Document) -> bool:
+    """Return whether the object has what is to be applied. All objects of a collection have its type."""
+    return contains(document, {key: value for key, value in body.items() if key not in _TYPE})
+
+
 def contains(observed: Any, desired: Any) -> bool:
     """Return whether the observed value has each field of the desired one, with the same value."""
     if isinstance(desired, dict):
@@ -263,6 +367,25 @@ def contains(observed: Any, desired: Any) -> bool:
         by_key = {_list_key(item): item for item in observed}
         return all(contains(by_key.get(key), item) for key, item in zip(keys, desired, strict=True))
     return bool(observed == desired)
+
+
+def _mapping(found: _RecordLabels | _RecordAnnotations | None) -> dict[str, str]:
+    return {} if found is None else msgspec.to_builtins(found)
+
+
+def _content(answer: bytes | msgspec.Raw) -> bytes:
+    """Return what is compared of an object, without what is too large or malformed: that is written again."""
+    try:
+        content = _CONTENT.decode(answer)
+    except UNDECODABLE:
+        return b"{}"
+    if len(memoryview(content.metadata.labels)) > _MOST_OF_LABELS:
+        content.metadata.labels = _ABSENT
+    for fields in (content.data, content.spec, content.status):
+        for name in () if fields is None else _RecordFields.__struct_fields__:
+            if len(memoryview(getattr(fields, name))) > _MOST_OF_FIELD:
+                setattr(fields, name, _ABSENT)
+    return msgspec.json.encode(content)
 
 
 def _type(resource: PublishedResource) -> Document:

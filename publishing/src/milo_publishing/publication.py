@@ -315,6 +315,10 @@ class Publication:
 
     # --- answers ---
 
+    def is_wanted(self, name: str) -> bool:
+        """Return whether the object of this name is compared: its cluster is engaged."""
+        return name in self.records and bool(self.records[name].engaged)
+
     def listed(self, sent_at: float, objects: Iterable[ObservedObject], now: float) -> None:
         """Receive all objects of this publisher, so that those that other clients changed or deleted are written again.
 
@@ -573,6 +577,10 @@ class Publication:
         if found is None and isinstance(record.object, Finalizing):
             self._report(f"deleted {self.renderer.resource.kind} {record.name}")
             record = replace(record, next=Attempt(now))
+        if found is not None and not record.engaged:
+            found = found.without_content()
+        elif found is not None and found.content is None and record.version == (found.uid, found.resource_version):
+            found = replace(found, content=record.observed and record.observed.content)
         accepts = self._removals.accepts
         record = records.observe(record, found, self.renderer, self.identity, now, by_us=by_us, accepts=accepts)
         return self._preferring(record, now)

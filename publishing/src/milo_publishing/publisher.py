@@ -214,7 +214,7 @@ class Publisher:
                 publication.read(task, request, found, clock())
             case Lane.LIST:
                 sent_at = clock()
-                publication.listed(sent_at, await server.list(publication.identity), clock())
+                publication.listed(sent_at, await server.list(publication.identity, publication.is_wanted), clock())
             case _:
                 sharding = (await self._client.server_info()).sharding
                 publication.identified("" if sharding is None else sharding.group, clock())

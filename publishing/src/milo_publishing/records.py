@@ -468,6 +468,8 @@ def decide(  # noqa: PLR0911  (a table)
     observed = record.object.observed
     if identity.group and observed.incarnation != cluster.incarnation and not is_connected:
         return WaitUntilDue(now + CHECK_S, is_held=True)  # perhaps it has moved, and its next owner has written it
+    if observed.content is None:  # its cluster was not engaged when the object was read
+        return ReadObject(record.name)
     must_write = record.version == record.deleting
     body, status = changes(renderer.resource, identity, cluster, content, observed, must_write=must_write)
     return None if body is status is None else Apply(observed.uid, observed.resource_version, body, status)

@@ -4,6 +4,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from milo_publishing.errors import TargetRefused
 from milo_publishing.objects import INCARNATION, MANAGED_BY, Identity, ObservedObject
 from milo_publishing.records import Apply, Create, DeleteObject, ReadObject, Request
@@ -157,4 +159,4 @@ def _others(document: Document) -> Document:
 
 
 def _observed(document: Document) -> ObservedObject:
-    return ObservedObject.of(copy.deepcopy(document))
+    return ObservedObject.of(msgspec.json.encode(document))

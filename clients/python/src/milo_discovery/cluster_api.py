@@ -68,7 +68,7 @@ class ClusterApi(ApiServer):
         tracer: SpanTracer | None = None,
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each call of `send` is a span.
+        """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each request is a span.
 
         `may_write` is called when a request that can change an object is about to be sent, since the Lease may be lost
         while it waits for a credential or a connection.
@@ -90,8 +90,36 @@ class ClusterApi(ApiServer):
         arrived: Callable[[int], None] = lambda _: None,
         sending: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """Send a request and return the decoded response. `arrived` is called with the sizes of its pieces, and
-        `sending` when the request is about to be sent.
+        """Send a request as `receive` does, and return the decoded response."""
+        content = await self.receive(
+            method,
+            path,
+            query,
+            body,
+            content_type=content_type,
+            timeout_s=timeout_s,
+            arrived=arrived,
+            sending=sending,
+        )
+        try:
+            return _MAPPING.decode(content)
+        except _UNDECODABLE as error:
+            raise Unreachable("closed", f"{method} {path}: the response of {self.name} is not a JSON object") from error
+
+    async def receive(
+        self,
+        method: str,
+        path: str,
+        query: Query = (),
+        body: object = None,
+        *,
+        content_type: str = JSON,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        arrived: Callable[[int], None] = lambda _: None,
+        sending: Callable[[], None] | None = None,
+    ) -> bytes:
+        """Send a request and return the response. `arrived` is called with the sizes of its pieces, and `sending` when
+        the request is about to be sent.
 
         Raises ApiError, Unreachable, DiscoveryError, or NotLeading if `may_write` returns false.
         """
@@ -120,12 +148,7 @@ class ClusterApi(ApiServer):
             if has_more_containers(answer.body, _MOST_CONTAINERS):
                 what = f"{method} {path}: the response has more than {_MOST_CONTAINERS} lists and maps"
                 raise Unreachable("too_large", what)
-            try:
-                return _MAPPING.decode(answer.body)
-            except _UNDECODABLE as error:
-                raise Unreachable(
-                    "closed", f"{method} {path}: the response of {self.name} is not a JSON object"
-                ) from error
+            return answer.body
 
     def _sending(self, request: ApiRequest) -> None:
         if request.method != "GET" and not self._may_write():
