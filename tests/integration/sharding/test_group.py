@@ -238,7 +238,7 @@ async def test_group_is_settled_for_members_that_could_not_engage_what_another_o
     third = Daemon("c", api)
     daemons.append(third)
     await eventually(lambda: first.operator.draining and api.group.members["a"].pending)
-    await eventually(lambda: first.group.status().is_settled and third.group.status().is_settled)
+    await eventually(lambda: all(daemon.group.status().is_settled for daemon in daemons))
     third.operator.not_taken_over = 1
     await eventually(lambda: not third.group.status().is_settled)
     assert second.group.status().is_settled
