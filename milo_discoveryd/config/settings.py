@@ -71,12 +71,12 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     """Memory budget for the objects of a source: the size of their kept fields (twice what exceeds 512 bytes), 1024 for
     each object, and 160 for each of its labels and annotations beyond two. Objects of mode `declarative` or
     `service-consumer`, and files, have 2560 more for each of their clusters, and 512 for its Secret. All sources
-    together may take 1.75 times that (several tenants: twice), also for unconfirmed deletions; of a quarter, each has
-    an equal part. Beyond it, further objects of the namespace, or else organization, with the most are malformed. A
-    source that exceeds it all the same, or that has one of these alone, is stale (`OverBudget`). It is listed again
-    after five minutes. The default is enough for 100,000 projects with two labels, 57,000 with eight, or 31,000
-    declared clusters. A response may have a fifth of it, divided by the sources, or up to 8 MiB of it if that is
-    more."""
+    together may take 1.75 times that (several tenants: twice), also for unconfirmed deletions; each source has its
+    equal part of a quarter in any case. Beyond it, further objects of the namespace, or else organization, with the
+    most are malformed. A source that exceeds it all the same, or that has one of these alone, is stale (`OverBudget`).
+    It is listed again after five minutes. The default is enough for 100,000 projects with two labels, 57,000 with
+    eight, or 31,000 declared clusters. A response may have a fifth of it, divided by the sources, or up to 8 MiB of it
+    if that is more."""
 
     def response_limit(self, sources: int) -> int:
         """Maximum bytes of a response, which is decoded in one step, and is in memory beside the objects."""

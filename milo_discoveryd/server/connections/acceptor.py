@@ -177,8 +177,8 @@ class Acceptor:
     def _canceled(self, peer: _Peer, calls: int) -> None:
         self._charge(peer, calls * CANCELED_CALL_COST)
 
-    def _begun(self, peer: _Peer, calls: float) -> float:
-        return self._calls.take(peer.owners, calls, time.monotonic())
+    def _pause_s(self, peer: _Peer, cost: float) -> float:
+        return self._calls.take(peer.owners, cost, time.monotonic())
 
     def close(self, context: RpcContext) -> None:
         if (peer := self._peers.get(context.peer())) is not None:
@@ -265,7 +265,7 @@ class Acceptor:
             self._slots.count_call(task, 0)
             self._tasks[task] = peer
             side.count_resets = partial(self._canceled, peer)
-            side.pause_s = partial(self._begun, peer)
+            side.pause_s = partial(self._pause_s, peer)
             if self._tls is None:
                 await side.adopt(connected)
             await self._proxy(side, peer)

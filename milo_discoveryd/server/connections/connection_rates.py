@@ -76,13 +76,14 @@ class CallRateLimiter:
     def __init__(self) -> None:
         self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_OWNERS)
 
-    def take(self, owners: Iterable[str], calls: float, now: float) -> float:
-        """Count calls that were read together and return 0, or the seconds until they may be served, uncounted."""
+    def take(self, owners: Iterable[str], cost: float, now: float) -> float:
+        """Count what was read together, which costs as much as so many calls, and return 0; or the seconds until it may
+        be served, uncounted."""
         buckets = [self._buckets.bucket(owner, CALL_RATE, now) for owner in owners]
         if wait_s := max(bucket.wait_s(now, 0) for bucket in buckets):
             return wait_s
         for bucket in buckets:
-            bucket.charge(now, calls)
+            bucket.charge(now, cost)
         return 0.0
 
 
