@@ -48,6 +48,7 @@ def _measured(directory: Path, updates: int) -> Samples:
                     # As a Deployment with maxSurge 1 does: start a new replica, then terminate an old one.
                     replicas.append(_Replica(directory / f"replica-{number}.log", environ))
                     eventually_blocking(lambda: all(replica.is_standing_by for replica in replicas), within_s=_WITHIN_S)
+                    eventually_blocking(lambda: any(replica.is_leading for replica in replicas), within_s=_WITHIN_S)
                     leader = next(replica for replica in replicas if replica.is_leading)
                     replicas.remove(leader)
                     seconds.append(_handover_s(leader, load))
