@@ -239,12 +239,14 @@ class WatchStream:
 
     async def _follow(self, waiter: Waiter) -> None:
         await self._update_pending()
+        has_waited = False
         while self._resumption.must_wait:
             await self._send_batch(Batch(NO_CHANGES, 0, synced=False))
+            has_waited = True
             await self._wait(waiter)
             await self._update_pending()
         self._follow_rights()
-        cursor = await self._begin()
+        cursor = await self._begin(has_waited=has_waited)
         turns, has_sent = self._options.turns, False
         while True:
             if has_sent and self._rotation and cursor.is_following and self._rotation.is_due():
@@ -274,8 +276,9 @@ class WatchStream:
             else:
                 await self._wait(waiter)
 
-    async def _begin(self) -> Cursor:
-        resume = await self._resume_from()
+    async def _begin(self, *, has_waited: bool) -> Cursor:
+        # After heartbeats of a stream that waits, a subscriber expects a snapshot.
+        resume = None if has_waited else await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
         if resume is not None and cursor.is_following:
             await self._resume(cursor, resume)

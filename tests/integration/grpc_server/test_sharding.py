@@ -160,6 +160,24 @@ async def test_clusters_of_a_lost_ownership_are_shown_to_no_new_reader_before_th
         assert not (await stub.ListClusters(pb.ListClustersRequest())).clusters
 
 
+async def test_stream_that_resumes_while_an_ownership_is_lost_begins_with_a_snapshot_after_its_heartbeats(
+    harness: Harness,
+) -> None:
+    """Found by a reader: a client takes a stream that resumes after heartbeats without `synced` for a broken one."""
+    harness.service.shard = Shard()
+    harness.listed(ready("alpha"))
+    async with harness.client() as stub:
+        async with harness.subscriber() as subscriber:
+            revision = (await subscriber.until_synced())[-1].revision
+        losing = harness.followed.clusters.lose_ownership("not renewed")
+        stream = stub.WatchClusters(pb.WatchClustersRequest(resume_revision=revision))
+        assert not (await stream.read()).synced
+        assert [*losing] == [None]
+        batch = await stream.read()
+        assert (batch.reset, batch.synced, batch.events) == (True, True, [])
+        stream.cancel()
+
+
 async def test_get_cluster_says_what_only_another_member_of_the_shard_group_can_know(harness: Harness) -> None:
     harness.service.shard = Shard()
     harness.listed(ready("alpha"), ready("beta"))
