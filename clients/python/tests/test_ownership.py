@@ -318,6 +318,25 @@ class TestSyncWatch:
         assert (await asyncio.to_thread(next, watch)).reason is DisengageReason.MOVED
         assert daemon.renewals == 1
 
+    async def test_ownership_that_was_lost_is_not_held_again_before_the_last_cluster_is_reported(
+        self, sync_client, daemon
+    ):
+        """Found by a reader: a program that checks it before it writes went on in clusters of other members."""
+        daemon.ownership = SHORT
+        watch = sync_client.watch()
+        reading = asyncio.create_task(asyncio.to_thread(next, watch))
+        await daemon_stream(daemon, sharded(snapshot("1", engaged("a"), engaged("b"))))
+        assert [(await reading).type, next(watch).type] == [EventType.ENGAGED, EventType.ENGAGED]
+        daemon.ownership = NONE
+        await eventually(lambda: not watch.clusters)
+        daemon.ownership, renewals = LONG, daemon.renewals
+        await eventually(lambda: daemon.renewals > renewals + 1)
+        for name in ("a", "b"):
+            assert not watch.is_owner
+            event = await asyncio.to_thread(next, watch)
+            assert (event.cluster.name, event.reason) == (name, DisengageReason.OWNERSHIP_LOST)
+        assert watch.is_owner
+
     async def test_close_cancels_a_renewal_without_a_response(self, sync_client, daemon):
         daemon.ownership = None
         watch = sync_client.watch()

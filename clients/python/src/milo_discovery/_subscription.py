@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.kubeconfig_access import read_access
-from milo_discovery.model import Cluster, EventType, SourceFreshness, SourceState, SourceStatus
+from milo_discovery.model import Cluster, DisengageReason, EventType, SourceFreshness, SourceState, SourceStatus
 from milo_discovery.options import WatchOptions
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
@@ -42,6 +42,8 @@ class StreamSubscription:
         """Heartbeat timeout: a stream without a message for this long is dead."""
         self.pending: deque[Event | StreamNotice] = deque()
         """Events and notices that the user has not taken yet, oldest first."""
+        self.loss: Event | None = None
+        """The latest event that reports a loss of the ownership."""
 
     @property
     def connected(self) -> bool:
@@ -79,11 +81,17 @@ class StreamSubscription:
                 log.info("connected to the daemon")
             self._disconnect_reported = False
             self.pending.append(Connected(resumed=batch.synced and not batch.reset))
-        self.pending.extend(item for change in changes if (item := _usable(change)) is not None)
+        self._report(item for change in changes if (item := _usable(change)) is not None)
 
     def ownership_ended(self) -> None:
         """Disengage all clusters, because the daemon did not confirm in time that it still owns them."""
-        self.pending.extend(self.session.lose_ownership())
+        self._report(self.session.lose_ownership())
+
+    def _report(self, items: Iterable[Event | StreamNotice]) -> None:
+        for item in items:
+            self.pending.append(item)
+            if isinstance(item, Event) and item.reason is DisengageReason.OWNERSHIP_LOST:
+                self.loss = item
 
     def stream_lost(self, error: DiscoveryError, now: float) -> timedelta:
         """Record that the stream broke; return how long to wait before the next one."""
@@ -119,6 +127,8 @@ class WatchState:
 
     def __init__(self, subscription: StreamSubscription) -> None:
         self._subscription = subscription
+        self._taken_loss: Event | None = None
+        """The latest loss of the ownership that the user has taken."""
         self.clusters: Mapping[str, Cluster] = _ClusterView(subscription.session.view)
         """The current view by name. It may already include events that have not been iterated over."""
 
@@ -134,8 +144,19 @@ class WatchState:
 
     @property
     def is_owner(self) -> bool:
-        """Whether the daemon owns its clusters. Only a sharded daemon can lose its ownership."""
+        """Whether the daemon owns its clusters. Only a sharded daemon can lose its ownership. After a loss, it is false
+        until all clusters were reported as disengaged, even if the daemon owns clusters again."""
+        return self._is_held and self._subscription.loss is self._taken_loss
+
+    @property
+    def _is_held(self) -> bool:
         return self._subscription.ownership.is_held(boottime())
+
+    def _taking(self, item: Event | StreamNotice) -> Event | StreamNotice:
+        """Record that the user takes an item, and return it."""
+        if item is self._subscription.loss:
+            self._taken_loss = self._subscription.loss
+        return item
 
     @property
     def source(self) -> SourceStatus | None:

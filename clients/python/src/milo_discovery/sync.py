@@ -145,7 +145,7 @@ class SyncWatch(WatchState):
     def _items(self) -> Iterator[Event | StreamNotice]:
         while not self._watch.closed:
             if self._taken:
-                yield self._taken.popleft()
+                yield self._taking(self._taken.popleft())
                 continue
             try:
                 self._taken.extend(self._run(self._watch.take()))

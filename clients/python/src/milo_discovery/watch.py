@@ -119,6 +119,7 @@ class Watch(WatchState):
         await self._read_until(lambda: bool(pending))
         taken = () if self._closed else tuple(pending)
         pending.clear()
+        self._taken_loss = self._subscription.loss
         self._signal.notify()
         return taken
 
@@ -148,7 +149,7 @@ class Watch(WatchState):
             await self._read_until(lambda: bool(pending))
         if self._closed:
             raise StopAsyncIteration
-        item = pending.popleft()
+        item = self._taking(pending.popleft())
         if len(pending) == _MAX_PENDING - 1:
             self._signal.notify()
         return item
@@ -181,9 +182,9 @@ class Watch(WatchState):
         clock = asyncio.get_running_loop().time
         try:
             while True:
-                if not self.is_owner and self._keeper is None:
+                if not self._is_held and self._keeper is None:
                     self._start_renewals()  # the first renewal was interrupted, such as by `reconnect`
-                await self._signal.wait_for(lambda: self.is_owner)
+                await self._signal.wait_for(lambda: self._is_held)
                 try:
                     await self._read_stream(clock)
                 except NOT_RETRYABLE:
@@ -213,7 +214,7 @@ class Watch(WatchState):
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
                         self._start_renewals()
-                    if batch.events and not self.is_owner:
+                    if batch.events and not self._is_held:
                         raise StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed")
                     subscription.received(batch, clock())
                     self._signal.notify()
@@ -238,7 +239,7 @@ class Watch(WatchState):
     def _start_renewals(self) -> None:
         """Keep the ownership renewed after the first attempt, whether it succeeded or not."""
         # Read only once, so that ownership that expires before the renewals start counts as lost.
-        if not (was_owner := self.is_owner):
+        if not (was_owner := self._is_held):
             # Disengages clusters that were engaged before the daemon was sharded.
             self._subscription.ownership_ended()
             self._signal.notify()
@@ -255,12 +256,12 @@ class Watch(WatchState):
             # Before the check: if the machine is suspended after the check, the response must not extend the ownership.
             asked_at = boottime()
             # Expired ownership is not renewed before the watch has disengaged all clusters.
-            if not was_owner or self.is_owner:
+            if not was_owner or self._is_held:
                 with suppress(DiscoveryError):  # Without a connection, the last response expires.
                     # A new channel per call: a channel that lost its connection has a reconnect backoff.
                     async with self._connect_in_thread() as channel:
                         await self._renew_ownership(channel, asked_at)
-            if was_owner != self.is_owner:
+            if was_owner != self._is_held:
                 await run_on(loop, partial(self._ownership_changed, ended=was_owner))
                 was_owner = not was_owner
 
