@@ -325,11 +325,14 @@ class PendingReleases:
         due = {name: drain for name, drain in self._drains.items() if drain.until <= now}
         gone = ((key, self._subscribers[key].since) for keys in self._gone.values() for key in keys)
         owning = {self._numbered.find(key): since for key, since in gone if since + OWNED_S > now}
+        ended_at: dict[int, float] = {}
         for name, drain in due.items() if owning else ():
             unreleased = drain.unreleased if drain.moves else 0
-            ended_at = max((since for bit, since in owning.items() if bit & unreleased), default=-math.inf)
+            if unreleased not in ended_at:  # most drains wait for the same subscribers
+                sinces = (since for bit, since in owning.items() if bit & unreleased)
+                ended_at[unreleased] = max(sinces, default=-math.inf)
             # At most so long after the deadline, however often the subscriber's stream breaks.
-            if (until := min(ended_at, drain.latest) + OWNED_S) > now:
+            if (until := min(ended_at[unreleased], drain.latest) + OWNED_S) > now:
                 self.move_deadline(name, until)
         return [name for name, drain in due.items() if drain.until <= now]
 
