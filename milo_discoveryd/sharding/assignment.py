@@ -250,7 +250,6 @@ class FleetAssignment:
         decisions = self._decisions
         if decisions is None:
             return 0
-        return sum(
-            record.state is ObjectState.UNASSIGNED and decisions.is_unowned(name)
-            for name, record in self._fleet.items()
-        )
+        unassigned = (name for name, record in self._fleet.items() if record.state is ObjectState.UNASSIGNED)
+        depends_on_order = self._fleet.changes.engagements.depends_on_order  # such a cluster stays where it is engaged
+        return sum(decisions.is_unowned(name) and not depends_on_order(name) for name in unassigned)

@@ -257,6 +257,19 @@ async def test_cluster_whose_uid_another_object_claims_too_does_not_move(monkeyp
     assert message(source, "bank") == "member b of the shard group owns it (view 2)"
 
 
+async def test_member_does_not_lack_a_cluster_that_stays_at_another_one_because_others_claim_its_uid() -> None:
+    """Found by a reader: the claim of a tenant kept a member that had joined from being ready."""
+    source, assignment = listed("mall", project_uids=ProjectUids.STATED)
+    apply(source, ObjectChanged(Ready("object-bank", "1", target("bank", "bank"))))
+    view = View(number=2, id="v", members={"a": ViewMember("a.1", 1.0)}, previous={"b": ViewMember("b.1", 1.0)})
+    assign(assignment, Ownership(view=view, member="a", term="a.1", pending=(("b", frozenset({"bank"})),)))
+    assert assignment.unowned() == 1
+    apply(source, ObjectChanged(Ready("tenant", "2", target("shop", "bank"))))
+    assert assignment.unowned() == 0
+    apply(source, ObjectChanged(Ready("tenant", "3", target("shop", "uid-of-shop"))))
+    assert assignment.unowned() == 1
+
+
 async def test_member_that_leaves_hands_over_what_its_successors_cannot_engage_yet() -> None:
     source, assignment = listed("x", not_ready=NotReadyClusters(60.0))
     assign(assignment, ALONE)
