@@ -215,6 +215,14 @@ class PendingReleases:
         subscriber = self._subscribers.get(key)
         return subscriber is not None and bool(subscriber.streams) and not subscriber.is_leaving
 
+    def unreached_until(self, cluster: Cluster, now: float) -> float:
+        """Return until when a subscriber of a shard group that has no stream may work in a cluster whose end it is not
+        told; `now` if there is none."""
+        self.compared += bool(self._gone)
+        gone = (self._subscribers[key] for keys in self._gone.values() for key in keys)
+        owning = (one for one in gone if one.since + OWNED_S > now)
+        return max((one.since + OWNED_S for one in owning if one.sees(cluster)), default=now)
+
     def end_subscription(self, key: SubscriberKey) -> list[str]:
         """End a subscription. Return the names of drains that waited only for this subscriber."""
         subscriber = self._subscribers.get(key)

@@ -9,10 +9,12 @@ import msgspec
 
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.fleet.changes import steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
+from milo_discoveryd.log.events import EventType
 from milo_discoveryd.logger import log
-from milo_discoveryd.model.cluster import source_of
+from milo_discoveryd.model.cluster import Cluster, source_of
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.leases import View
@@ -171,6 +173,9 @@ class FleetAssignment:
         self._revocation = revocation
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
+        self._unreached: dict[str, float] = {}
+        """Until when a subscriber without a stream may work in clusters that have ended without a drain."""
+        fleet.changes.add_listener(EventType.DISENGAGED, self._ended)
         for source in fleet.sources:
             source.await_assignment(STARTING)
 
@@ -215,8 +220,8 @@ class FleetAssignment:
         return chain(*[source.clusters.lose_ownership(reason) for source in self._fleet.sources])
 
     def lost(self) -> Iterator[str] | None:
-        """Return the clusters that this daemon no longer owns, or may not, and that are still engaged; None if that is
-        unknown.
+        """Return the clusters that this daemon no longer owns, or may not, and that are still engaged, or in which a
+        subscriber without a stream may work on; None if that is unknown.
 
         Subscribers of an earlier run may keep clusters that this run does not know: until a source has a list and, if
         that lacks clusters, until it is verified. A newcomer would take over clusters that it does not know, or, of a
@@ -226,7 +231,17 @@ class FleetAssignment:
         if (is_newcomer and not self._is_listed()) or any(map(self._may_be_kept, self._fleet.sources)):
             return None
         unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
-        return chain(filter(self._is_lost, self._fleet.releases), filter(self._is_engaged, unassigned))
+        now = steady_now()
+        self._unreached = {name: until for name, until in self._unreached.items() if until > now}
+        ending = chain(self._fleet.releases, self._unreached)
+        return chain(filter(self._is_lost, ending), filter(self._is_engaged, unassigned))
+
+    def _ended(self, cluster: Cluster) -> None:
+        # A drain waits by itself, and with the ownership of this daemon ends that of its subscribers.
+        if cluster.draining is None and not any(source.clusters.is_lost for source in self._fleet.sources):
+            now = steady_now()
+            if (until := self._fleet.releases.unreached_until(cluster, now)) > now:
+                self._unreached[cluster.target.name] = until
 
     def _may_be_kept(self, source: ClusterSource) -> bool:
         is_listed, is_verified = source.progress.is_complete, source.first_list.is_verified

@@ -220,6 +220,18 @@ def test_drain_of_a_cluster_that_does_not_move_ends_at_its_deadline_without_its_
     assert releases.due(100.0) == ["a"]
 
 
+def test_subscriber_without_a_stream_may_work_in_clusters_that_it_saw_until_its_ownership_has_ended() -> None:
+    releases = PendingReleases()
+    streams = [stream(), stream(TWO, scoped(CONFIRMING, NO_CLUSTERS))]
+    for of in streams:
+        finish(releases.open(of, 0.0))
+    assert (releases.unreached_until(cluster("a"), 0.0), releases.compared) == (0.0, 0)
+    for of, at in zip(streams, (1.0, 2.0), strict=True):
+        releases.close(of, at)
+    assert (releases.unreached_until(cluster("a"), 2.0), releases.compared) == (1.0 + OWNED_S, 1)
+    assert releases.unreached_until(cluster("a"), 50.0) == 50.0
+
+
 def test_move_does_not_wait_without_end_for_a_subscriber_whose_streams_break_again_and_again() -> None:
     releases, of = moving(100.0)
     at = 100.0

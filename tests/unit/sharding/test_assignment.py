@@ -10,7 +10,7 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.pending_releases import OWNED_S, SubscriberKey, Subscription
 from milo_discoveryd.fleet import changes
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import Event, EventType
@@ -153,6 +153,36 @@ async def test_moved_clusters_stay_engaged_until_they_are_released() -> None:
     assert (lost(assignment), ended) == ({"y"}, ["x"])
     source.changes.release(KEY, "y")
     assert (lost(assignment), ended) == (set(), ["x", "y"])
+
+
+async def test_cluster_that_ended_without_a_message_to_its_subscriber_is_engaged_elsewhere_only_once_that_has_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found by a simulation: a cluster was not ready for a moment, and moved, while its operator had no stream."""
+    source, assignment = listed("x", "y")
+    assign(assignment, ALONE)
+    subscription = Subscription(KEY, "", Filter(confirms_releases=True))
+    source.changes.subscribe(subscription)
+    apply(source, ObjectChanged(not_ready("y", uid="y")))
+    source.changes.unsubscribe(subscription)
+    apply(source, ObjectChanged(not_ready("x", uid="x")))
+    assert lost(assignment) == set()
+    assign(assignment, GONE)
+    assert lost(assignment) == {"x"}
+    later = changes.steady_now() + OWNED_S
+    monkeypatch.setattr("milo_discoveryd.sharding.assignment.steady_now", lambda: later)
+    assert lost(assignment) == set()
+
+
+async def test_lost_ownership_has_ended_for_subscribers_without_a_stream_too() -> None:
+    source, assignment = listed("x")
+    assign(assignment, ALONE)
+    subscription = Subscription(KEY, "", Filter(confirms_releases=True))
+    source.changes.subscribe(subscription)
+    source.changes.unsubscribe(subscription)
+    lose(assignment)
+    assign(assignment, GONE)
+    assert lost(assignment) == set()
 
 
 async def test_moved_cluster_that_already_drains_stays_engaged_until_it_is_released() -> None:
