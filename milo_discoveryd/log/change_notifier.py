@@ -21,7 +21,7 @@ LOW_PRIORITY_DELAY_S = 0.5
 AT_ONCE_S = 0.02
 """How long clusters may be read in one iteration of the event loop. Other reads wait for their turn."""
 IN_TURNS_S = 0.002
-"""The same while reads wait, so that iterations stay short: gRPC accepts one call in each or so."""
+"""The same while reads wait, so that iterations stay short: gRPC accepts one call in some five."""
 WOKEN = 8
 """How many reads that wait may be woken in one iteration, but not many more than the one before had time for."""
 

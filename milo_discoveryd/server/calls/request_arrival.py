@@ -100,6 +100,7 @@ class ArrivalInterceptor(grpc.aio.ServerInterceptor):
             return await call(request, context)
 
         async def called(messages: Any, context: Any) -> Any:
+            self._refusals.authenticator.taken(context)
             try:
                 return await answered(messages, context)
             except grpc.aio.AbortError as aborted:

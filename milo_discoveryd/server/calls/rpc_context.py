@@ -34,6 +34,9 @@ class Authenticator(Protocol):
     def connected(self, context: RpcContext) -> Caller:
         """Return the caller as authenticated by the connection of a call."""
 
+    def taken(self, context: RpcContext) -> None:
+        """Note that gRPC took a call from its queue."""
+
     def count_call(self, context: RpcContext, change: int) -> None:
         """Count a call that begins (1) or ends (-1) on its connection."""
 

@@ -21,6 +21,7 @@ from milo_discoveryd.identity.review_budget import TokenOrigin
 from milo_discoveryd.logger import log
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
 from milo_discoveryd.server.calls.rpc_context import RpcContext
+from milo_discoveryd.server.connections.call_queue import CallQueue
 from milo_discoveryd.server.connections.connection_budget import (
     CONNECTION_REFUSED,
     TAKEN,
@@ -96,6 +97,7 @@ class Acceptor:
         self._slots: ConnectionSlots[asyncio.Task[None]] = ConnectionSlots(listener.connections)
         self._rate_limiter = ConnectRateLimiter(LOCAL_CONNECT_RATE if self._tls is None else CONNECT_RATE)
         self._calls = CallRateLimiter()
+        self._queue: CallQueue[_Peer] = CallQueue(self._charge)
         self._refused_calls = RefusedCallLimiter()
         self._tasks: dict[asyncio.Task[None], _Peer | None] = {}
         self._unread = UnreadLimit()
@@ -177,8 +179,17 @@ class Acceptor:
     def _canceled(self, peer: _Peer, calls: int) -> None:
         self._charge(peer, calls * CANCELED_CALL_COST)
 
-    def _pause_s(self, peer: _Peer, cost: float) -> float:
-        return self._calls.take(peer.owners, cost, time.monotonic())
+    def _pause_s(self, peer: _Peer, side: ProxySide, calls: int, cost: float) -> float:
+        now = time.monotonic()
+        wait_s = self._queue.wait_s(side, peer.owners, now) if calls else 0.0
+        wait_s = wait_s or self._calls.take(peer.owners, cost, now)
+        if calls and not wait_s:
+            self._queue.enter(side, peer.owners, peer, calls, now)
+        return wait_s
+
+    def taken(self, context: RpcContext) -> None:
+        if (peer := self._peers.get(context.peer())) is not None:
+            self._queue.taken(peer.owners)
 
     def close(self, context: RpcContext) -> None:
         if (peer := self._peers.get(context.peer())) is not None:
@@ -265,7 +276,7 @@ class Acceptor:
             self._slots.count_call(task, 0)
             self._tasks[task] = peer
             side.count_resets = partial(self._canceled, peer)
-            side.pause_s = partial(self._pause_s, peer)
+            side.pause_s = partial(self._pause_s, peer, side)
             if self._tls is None:
                 await side.adopt(connected)
             await self._proxy(side, peer)
@@ -290,6 +301,8 @@ class Acceptor:
             # A defect that one connection triggers must not end other connections.
             log.exception("connection failed", listener=self._listener.name)
         finally:
+            if peer is not None:
+                self._queue.forget(side, peer.owners)
             side.drop(connected)
 
     def _refused(self, origin: _Origin, problem: str) -> None:

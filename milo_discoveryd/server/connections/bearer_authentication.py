@@ -55,6 +55,9 @@ class BearerAuthentication:
     def connected(self, context: RpcContext) -> Caller:
         return self._connection.connected(context)
 
+    def taken(self, context: RpcContext) -> None:
+        self._connection.taken(context)
+
     def count_call(self, context: RpcContext, change: int) -> None:
         self._connection.count_call(context, change)
 

@@ -20,8 +20,8 @@ CANCELED_CALL_COST = 0.25
 """The number of tokens that a canceled call costs. gRPC queues the calls of all clients together, with those that were
 canceled before their turn: a client that cancels ten thousands a second would lock out all others."""
 CALL_RATE = Rate(per_second=1000.0, burst=500.0)
-"""The rate limit for calls, whatever becomes of them: less than the daemon can serve, so that the queue of gRPC, which
-all clients share, stays short. From 1000 calls on in it, gRPC cancels new ones of any client at random."""
+"""The rate limit for calls, whatever becomes of them: less than an idle daemon can serve. From 1000 calls on in the
+queue of gRPC, which all clients share, gRPC cancels new ones of any client at random."""
 MAX_DEBT = 500.0
 """The maximum debt, which limits the pause to ten seconds: a client that was fixed is soon served again."""
 MAX_OWNERS = 10_000

@@ -17,6 +17,7 @@ _HEAD_BYTES = 9
 _HEADERS = 1
 _RST_STREAM = 3
 _CONTINUATION = 9
+_END_HEADERS = 4
 
 
 class HeaderBlocks:
@@ -31,18 +32,31 @@ class HeaderBlocks:
         """What the frames cost, in calls, since a reader of this number set it to 0."""
         self.resets = 0
         """How many streams were reset, likewise."""
+        self.begun: list[int] = []
+        """Where in the bytes that were read last the frames start that end a header block; 0 if one ends that started
+        before."""
+        self._ends_later = False
+        """Whether a frame that ends a header block has not arrived completely."""
         self._continuations = self._bytes = 0
         """How many continuations the latest header block has so far, and how many bytes."""
 
     def accepts(self, data: bytes) -> bool:
         """Read the next bytes. Return False if a header block has too many frames, or is too long."""
+        self.begun, early = [], len(self._head)
         if self._head:
             data, self._head = self._head + data, b""
         at, end = self._left, len(data) - _HEAD_BYTES
+        if self._ends_later and at <= len(data):
+            self.begun.append(0)
+            self._ends_later = False
         while at <= end:
             size = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
             kind = data[at + 3]
             self.cost += 1 if kind == _HEADERS else FRAME_COST
+            if kind in (_HEADERS, _CONTINUATION) and data[at + 4] & _END_HEADERS:
+                self._ends_later = at + _HEAD_BYTES + size > len(data)
+                if not self._ends_later:
+                    self.begun.append(max(0, at - early))
             if kind == _CONTINUATION:
                 self._continuations += 1
                 self._bytes += size

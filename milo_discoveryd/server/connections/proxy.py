@@ -3,8 +3,9 @@
 import asyncio
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import TypeAlias, cast
 
 from milo_discoveryd.server.connections.header_blocks import HeaderBlocks
 from milo_discoveryd.server.connections.unread import SetLimit, UnreadLimit
@@ -15,6 +16,11 @@ FLUSH_S = 5.0
 READ_BYTES = 2 << 10
 """Maximum bytes of a client that are read in one iteration of the event loop. By default 256 KiB are, which have up to
 29,000 frames: a thousand connections would block the loop for half a minute. Requests are rarely longer."""
+MOST_TOGETHER = 8
+"""Maximum number of streams that are begun by what is written together."""
+
+_Piece: TypeAlias = tuple[bytes, int, float]
+"""Some of the data, the number of streams that they begin, and what their frames cost."""
 
 
 class ProxySide(asyncio.Protocol):
@@ -27,9 +33,8 @@ class ProxySide(asyncio.Protocol):
         self._took = False
         self.has_sent_eof = False
         self._other: ProxySide | None = None
-        self._held: list[bytes] = []
+        self._held: deque[_Piece] = deque()
         """What was read before this side was joined to the other, or is to be served later."""
-        self._held_cost = 0.0
         self.header_blocks: HeaderBlocks | None = None
         """The header blocks that this side sends, if they are limited: it is a client. Then it is also not read from
         while it does not read, because what it sends has answers."""
@@ -37,9 +42,9 @@ class ProxySide(asyncio.Protocol):
         """Whether the connection was ended because of its header blocks."""
         self.count_resets: Callable[[int], None] = lambda _: None
         """Called with the number of streams that this side has reset, if its header blocks are limited."""
-        self.pause_s: Callable[[float], float] = lambda _: 0.0
-        """Called with what the frames of this side cost, if its header blocks are limited. Returns after how many
-        seconds to call again; 0 if they may be served."""
+        self.pause_s: Callable[[int, float], float] = lambda _calls, _cost: 0.0
+        """Called with the number of streams that this side begins and what its frames cost, if its header blocks are
+        limited. Returns after how many seconds to call again, or `serve_held` is called; 0 if they may be served."""
         self._paused: asyncio.TimerHandle | None = None
         self._is_stalled = False
 
@@ -103,9 +108,10 @@ class ProxySide(asyncio.Protocol):
 
     def join(self, other: "ProxySide") -> None:
         self._other = other
-        self._serve_held()
+        self.serve_held()
 
     def data_received(self, data: bytes) -> None:
+        begun, cost = list[int](), 0.0
         if self.header_blocks is not None:
             if not self.header_blocks.accepts(data):
                 self.is_flooding = True
@@ -114,30 +120,39 @@ class ProxySide(asyncio.Protocol):
             if resets := self.header_blocks.resets:
                 self.header_blocks.resets = 0
                 self.count_resets(resets)
-            self._held_cost += self.header_blocks.cost
+            begun, cost = self.header_blocks.begun, self.header_blocks.cost
             self.header_blocks.cost = 0.0
         if self._other is None or self._paused is not None:
             # A paused transport may deliver one more read.
-            self._held.append(data)
-        elif self._held_cost:
-            self._held.append(data)
-            self._serve_held()
+            self._hold(data, begun, cost)
+        elif begun or cost:
+            self._hold(data, begun, cost)
+            self.serve_held()
         elif not self._other.transport.is_closing():
             self._other.transport.write(data)
 
-    def _serve_held(self) -> None:
+    def _hold(self, data: bytes, begun: list[int], cost: float) -> None:
+        at, calls = 0, len(begun)
+        for end in begun[MOST_TOGETHER::MOST_TOGETHER]:
+            self._held.append((data[at:end], MOST_TOGETHER, cost))
+            at, calls, cost = end, calls - MOST_TOGETHER, 0.0
+        self._held.append((data[at:], calls, cost))
+
+    def serve_held(self) -> None:
         """Write what was read to the other side, and read on, unless it is to be served later."""
-        self._paused = None
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
         if self._other is None or self.transport.is_closing() or self._other.transport.is_closing():
             return
-        if self._held_cost and (pause_s := self.pause_s(self._held_cost)):
-            self.transport.pause_reading()
-            self._paused = asyncio.get_running_loop().call_later(pause_s, self._serve_held)
-            return
-        self._held_cost = 0.0
-        for data in self._held:
+        while self._held:
+            data, calls, cost = self._held[0]
+            if (calls or cost) and (pause_s := self.pause_s(calls, cost)):
+                self.transport.pause_reading()
+                self._paused = asyncio.get_running_loop().call_later(pause_s, self.serve_held)
+                return
+            self._held.popleft()
             self._other.transport.write(data)
-        self._held.clear()
         self._read_on()
 
     def _read_on(self) -> None:

@@ -14,7 +14,7 @@ from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFra
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discoveryd.server.connections import connection_rates
+from milo_discoveryd.server.connections import call_queue, connection_rates
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, ready
@@ -256,6 +256,35 @@ async def test_calls_of_one_owner_are_limited_to_a_rate(target: Target, monkeypa
         for _ in range(45):
             await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
     assert time.monotonic() - began > 1.9
+
+
+async def test_calls_of_one_owner_enter_the_queue_of_grpc_as_others_are_taken_from_it(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_queue, "MOST_QUEUED", 1)
+    monkeypatch.setattr(call_queue, "QUEUED_S", 1000.0)
+    monkeypatch.setattr(call_queue, "IDLE_ROUNDS", 10**6)
+    target.harness.listed(ready("alpha"))
+    async with target.channel() as channel:
+        call = DiscoveryServiceStub(channel).ListClusters
+        for _ in range(3):
+            await asyncio.gather(*(call(pb.ListClustersRequest()) for _ in range(90)))
+
+
+async def test_calls_that_their_client_cancels_in_the_queue_of_grpc_hold_up_no_others(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_queue, "MOST_QUEUED", 1)
+    monkeypatch.setattr(call_queue, "QUEUED_S", 1000.0)
+    target.harness.listed(ready("alpha"))
+    async with target.channel() as channel:
+        calls = [DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest()) for _ in range(90)]
+        await calls[0]
+        for canceled in calls[1::3]:
+            canceled.cancel()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert not [answer for answer in answers[0::3] + answers[2::3] if isinstance(answer, BaseException)]
+    assert "refused or canceled" not in str(target.harness.audited)
 
 
 def usage() -> tuple[int, int]:

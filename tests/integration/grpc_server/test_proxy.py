@@ -9,7 +9,7 @@ import pytest
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame
 
 from milo_discoveryd.server.connections.header_blocks import FRAME_COST, PREFACE_BYTES, HeaderBlocks
-from milo_discoveryd.server.connections.proxy import READ_BYTES, ProxySide, proxy
+from milo_discoveryd.server.connections.proxy import MOST_TOGETHER, READ_BYTES, ProxySide, proxy
 from milo_discoveryd.server.connections.unread import UnreadLimit
 
 
@@ -29,7 +29,7 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
 
 
 @asynccontextmanager
-async def held_calls(pause_s: Callable[[float], float]) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+async def held_calls(pause_s: Callable[[int, float], float]) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
     """Yield the outer ends of two connections, of which one is a client's with this limit of calls."""
     loop = asyncio.get_running_loop()
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
@@ -83,8 +83,8 @@ async def test_calls_of_a_paused_client_are_passed_on_after_the_pause() -> None:
     calls = HeadersFrame(1, b"x").serialize() + HeadersFrame(3, b"y").serialize()
     pauses, asked = [0.05, 0.05, 0.0, 0.0], list[float]()
 
-    def pause_s(calls: float) -> float:
-        asked.append(calls)
+    def pause_s(_calls: int, cost: float) -> float:
+        asked.append(cost)
         return pauses.pop(0)
 
     async with held_calls(pause_s) as (client, server):
@@ -106,8 +106,8 @@ async def test_frames_that_begin_no_call_are_paused_as_well(frame: Frame) -> Non
     loop, asked = asyncio.get_running_loop(), asyncio.Queue[float]()
     pauses = [0.1, 0.0]
 
-    def pause_s(calls: float) -> float:
-        asked.put_nowait(calls)
+    def pause_s(_calls: int, cost: float) -> float:
+        asked.put_nowait(cost)
         return pauses.pop(0)
 
     async with held_calls(pause_s) as (client, server):
@@ -116,6 +116,44 @@ async def test_frames_that_begin_no_call_are_paused_as_well(frame: Frame) -> Non
         with pytest.raises(BlockingIOError):
             server.recv(1000)
         assert len(await loop.sock_recv(server, 1000)) == PREFACE_BYTES + 10 * len(frame.serialize())
+
+
+async def test_calls_are_passed_on_in_parts_and_a_call_with_the_end_of_its_headers() -> None:
+    """A call waits for those before it, of which gRPC takes none before its headers are complete."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Queue[int]()
+    frames = [HeadersFrame(stream, b"x" * 20, flags=["END_HEADERS"]).serialize() for stream in range(1, 41, 2)]
+    data = b"x" * PREFACE_BYTES + b"".join(frames)
+    part = PREFACE_BYTES + MOST_TOGETHER * len(frames[0])
+    may_pass = 0
+
+    def pause_s(calls: int, _cost: float) -> float:
+        nonlocal may_pass
+        asked.put_nowait(calls)
+        may_pass -= 1
+        return 0.0 if may_pass >= 0 else 0.01
+
+    async def passed(size: int) -> bytes:
+        nonlocal may_pass
+        may_pass, received = 1, b""
+        while len(received) < size:
+            received += await asyncio.wait_for(loop.sock_recv(server, 10_000), 5)
+        with pytest.raises(BlockingIOError):
+            server.recv(1)
+        return received
+
+    async with held_calls(pause_s) as (client, server):
+        await loop.sock_sendall(client, data[:-1])
+        received = await passed(part)
+        assert asked.get_nowait() == MOST_TOGETHER
+        received += await passed(part - PREFACE_BYTES)
+        received += await passed(len(data) - 1 - len(received))
+        while not asked.empty():
+            last = asked.get_nowait()
+        assert last == len(frames) - 2 * MOST_TOGETHER - 1
+        await loop.sock_sendall(client, data[-1:])
+        received += await passed(1)
+        assert asked.get_nowait() == 1
+    assert received == data
 
 
 async def test_client_is_not_read_from_until_it_reads_what_it_was_sent() -> None:

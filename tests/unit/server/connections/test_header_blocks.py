@@ -70,6 +70,23 @@ def test_begun_and_reset_streams_are_counted(size: int) -> None:
     assert blocks.resets == 2
 
 
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_call_begins_with_the_frame_that_ends_its_header_block(size: int) -> None:
+    whole = HeadersFrame(1, b"x" * 100, flags=["END_HEADERS"])
+    ended, empty = ContinuationFrame(3, b"y" * 50, flags=["END_HEADERS"]), HeadersFrame(5, b"", flags=["END_HEADERS"])
+    frames = [whole, DataFrame(1, b""), HEADERS, CONTINUED, ended, empty, HEADERS]
+    data, blocks, begun = sent(*frames), HeaderBlocks(), list[int]()
+    for at in range(0, len(data), size):
+        assert blocks.accepts(data[at : at + size])
+        begun += [at + start for start in blocks.begun]
+    starts = [len(sent(*frames[:number])) for number in (0, 4, 5)]
+    ends = [len(sent(*frames[:number])) for number in (1, 5, 6)]
+    assert len(begun) == len(starts)
+    for at, start, end in zip(begun, starts, ends, strict=True):
+        assert start <= at < end
+        assert at == start or at // size == (end - 1) // size
+
+
 @pytest.mark.parametrize(
     "frame",
     [
