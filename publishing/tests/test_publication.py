@@ -622,6 +622,14 @@ def test_label_that_another_client_changed_is_written_again(key: str, value: str
     assert "alpha" not in publishing.server.objects
 
 
+def test_object_without_its_label_is_deleted_although_lists_lack_it_before():
+    publishing = Publishing(resync_s=5.0).synced(cluster(), cluster("beta"))
+    publishing.server.change("alpha", "labels", MANAGED_BY, None)
+    publishing.end(cluster()).settle(60.0)
+    assert [*publishing.server.objects] == ["beta"]
+    assert publishing.writes()[-1] is DeleteObject
+
+
 def test_object_that_lost_its_label_before_this_run_is_reported_until_it_is_deleted():
     server = Publishing().synced(cluster(), cluster("beta")).server
     server.change("alpha", "labels", MANAGED_BY, "Helm")

@@ -357,7 +357,8 @@ class Publication:
         before = record.observed
         if found is not None or before is None or not before.cluster:
             return self._observe(record, found, now)
-        if record.wanted is None and before.owner(self.identity) is not Owner.FOREIGN:
+        is_ending = isinstance(record.end, Missing | EndedCluster)
+        if record.wanted is None and not is_ending and before.owner(self.identity) is not Owner.FOREIGN:
             return self._observe(record, None, now)
         return replace(record, object=records.UnreadObject(before))
 
