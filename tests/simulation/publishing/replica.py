@@ -275,7 +275,8 @@ class Replica:
             case _:
                 if isinstance(request, DeleteObject):
                     self.publication.require_permit(task, request, self._world.timeline.now, self)  # type: ignore[arg-type]
-                    self._world.judge_decision(request)
+                    observed = self.publication.records[task.name].observed
+                    self._world.judge_decision(request, observed.cluster_uid if observed is not None else "")
                 self._world.send(self, task, request)
         self.step()
 

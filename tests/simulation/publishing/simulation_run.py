@@ -291,12 +291,15 @@ class Simulation:
 
     # --- validators ---
 
-    def judge_decision(self, request: DeleteObject) -> None:
-        """A deletion is decided only for a cluster that was not ready until shortly before."""
+    def judge_decision(self, request: DeleteObject, cluster_uid: str) -> None:
+        """A deletion is decided only for a cluster that was not ready until shortly before. `cluster_uid`: what the
+        object had when the publisher saw it."""
         document = self.api.objects.get(request.name)
-        if document is None or document["metadata"]["uid"] != request.uid or self._has_other_uid(document):
+        if document is None or document["metadata"]["uid"] != request.uid:
             return
         written = self.api.written[request.uid]
+        if cluster_uid != written[CLUSTER_UID]:
+            return  # another client has changed it, perhaps meanwhile back: then the deletion is refused
         since = self.ready_since.get(written[CLUSTER_UID])
         recent = self.timeline.now - EVIDENCE_S - MAX_LAG_S - LATE_S - 1
         if since is None or since >= recent:
