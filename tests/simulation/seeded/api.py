@@ -208,6 +208,12 @@ class Api:
             opened.said.clear()
             opened.say(TransportError("closed", cause))
 
+    def expire(self) -> None:
+        """End every open watch so that its client lists again."""
+        for opened in self.open:
+            opened.said.clear()
+            opened.say(EXPIRED, None)
+
     def freeze_etcd(self, seconds: float) -> None:
         self.inject(*ETCD_FREEZES)
         self.frozen_until = self._loop.time() + seconds

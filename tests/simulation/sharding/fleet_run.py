@@ -6,6 +6,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 
 from milo_discoveryd.engagement.pending_releases import OWNED_S
@@ -13,7 +14,7 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.sharding import rendezvous
 from tests.simulation.properties.api_server import ApiObject, Server
-from tests.simulation.seeded.daemon import Traits
+from tests.simulation.seeded.daemon import Disk, Traits
 from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.simulation.seeded.request_faults import EMPTY_LIST
 from tests.simulation.seeded.tokens import TokenApi
@@ -94,7 +95,9 @@ class FleetSimulation:
         self._truth = {name: Truth() for name in NAMES}
         self._unowned_since: dict[str, float] = {}
         self._disturbed_until = 60.0
-        self._lying_until = 0.0
+        self._lying_until = -inf
+        self._older_until = 0.0
+        """Until when daemons may know older states of the objects."""
         self._made = 0
         self._drains: dict[tuple[Replica, str], float] = {}
         self._ending: set[Replica] = set()
@@ -145,8 +148,8 @@ class FleetSimulation:
     def _standing(self) -> list[Replica]:
         return [replica for replica in self.living if replica not in self._ending and replica.daemon is not None]
 
-    def _add(self, name: str) -> Replica:
-        replica = Replica(self, name, len(self.replicas) + 1)
+    def _add(self, name: str, disk: Disk | None = None) -> Replica:
+        replica = Replica(self, name, len(self.replicas) + 1, disk)
         self.replicas.append(replica)
         return replica
 
@@ -263,7 +266,23 @@ class FleetSimulation:
         away_s = self.random.uniform(0.5, 20.0)
         self._disturb(away_s + (EVICTION_S if is_killed else RETURN_S))
         await asyncio.sleep(away_s)
-        self._add(replica.name if self.is_stateful else f"operator-{len(self.replicas)}")
+        if self.is_stateful:
+            self._add(replica.name, replica.disk)
+        else:
+            self._add(f"operator-{len(self.replicas)}")
+
+    async def _return(self) -> None:
+        """Kill a pod, which returns after its eviction with its state file, and cannot read its source."""
+        if self.is_stateful and len(self._standing) > 1 and (replica := self._some()) and self._may_start:
+            self._ending.add(replica)
+            self._later(self._returned(replica))
+
+    async def _returned(self, replica: Replica) -> None:
+        self._disturb(EVICTION_S)
+        await replica.kill()
+        await asyncio.sleep(EVICTION_S + self.random.uniform(0.0, 10.0))
+        self._disturb(EVICTION_S)
+        self._lose_source(self._add(replica.name, replica.disk), self.random.uniform(5.0, 40.0))
 
     async def _left(self, replica: Replica) -> None:
         await replica.stop(keeps_term=False)
@@ -317,13 +336,17 @@ class FleetSimulation:
         replica.api.cut()
         self._disturb(seconds + 40.0)
 
+    def _lie(self, seconds: float) -> None:
+        """Record that daemons may not know the present states of the objects for that time."""
+        self._lying_until = max(self._lying_until, self._clock() + seconds)
+        self._disturb(seconds)
+
     async def _shorten_lists(self) -> None:
         """Answer lists without objects for a while, so that the daemons hold removals."""
         if any(replica.daemon is None or not replica.daemon.collection.lists for replica in self.living):
             return  # a daemon believes a first list
         seconds = self.random.uniform(1.0, 25.0)
-        self._lying_until = self._clock() + seconds + 60.0
-        self._disturb(seconds + 60.0)
+        self._lie(seconds + 60.0)
         self.server.compact()
         lied_to = self.living
         for replica in lied_to:
@@ -334,6 +357,29 @@ class FleetSimulation:
         await asyncio.sleep(seconds)
         for replica in lied_to:
             replica.api.only = None
+            replica.api.cut()
+
+    async def _serve_an_older_state(self) -> None:
+        """Read from a replica of the server that lags behind: the daemons ignore its lists, and a member that joins
+        meanwhile believes them."""
+        version = min((replica.followed_version for replica in self.living), default=0) - 1
+        if version < 1:
+            return
+        seconds = self.random.uniform(10.0, 25.0)
+        self._older_until = self._clock() + seconds + 60.0
+        self._lie(seconds + 60.0)
+        older = Server()
+        older.objects = dict([*self.server.objects.items()][::2])
+        older.version = older.compacted = version
+        self._add(f"operator-{len(self.replicas)}")
+        behind = self.living
+        for replica in behind:
+            replica.api.server = older
+            replica.api.expire()
+        await asyncio.sleep(seconds)
+        self.server.compact()
+        for replica in behind:
+            replica.api.server = self.server
             replica.api.cut()
 
     async def _unready_all(self) -> None:
@@ -392,11 +438,14 @@ class FleetSimulation:
                 # A daemon that resumes its watch sees former states of the object.
                 grace_s, since = self.traits.grace_s, truth.unready_since
                 is_early = since is None or now < since + grace_s - 0.1
-                if not truth.was_unready or (is_early and grace_s and replica.is_streaming_for(grace_s)):
+                has_read_all = now >= self._lying_until + grace_s and replica.is_streaming_for(grace_s)
+                if not truth.was_unready or (is_early and grace_s and has_read_all):
                     self.breach(f"{name} was disengaged at {replica.name} as not ready, within its grace")
             case DisengageReason.MOVED:
                 is_held = truth.ready_since is None and now > truth.changed_at + SEEN_WITHIN_S
-                if is_held and replica.is_member and not replica.is_stale:
+                if replica.is_ignoring and replica.is_member:
+                    self.breach(f"{name} moved from {replica.name}, which ignores the lists of its source")
+                if is_held and now >= self._older_until and replica.is_member and not replica.is_stale:
                     self.breach(f"{name} moved from {replica.name}, although its next owner cannot engage it")
 
     def read(self) -> None:
@@ -413,6 +462,7 @@ class FleetSimulation:
             self.read()
             self._check_unowned()
             self._check_readiness()
+            self._check_newcomers()
 
     def _check_unowned(self) -> None:
         now = self._clock()
@@ -455,6 +505,16 @@ class FleetSimulation:
                 if lacking and not replica.is_stale and self._clock() >= self._lying_until:
                     self.breach(f"{replica.name} is ready, and lacks {', '.join(lacking)} of its share")
             replica.has_had_share = has_share
+
+    def _check_newcomers(self) -> None:
+        view = self.lease_api.group.view
+        for replica in self._standing:
+            tenure = replica.group.member.tenure
+            if replica.is_listed or view is None or tenure is None or not tenure.lease.acknowledged:
+                continue
+            known = (members.get(replica.name) for members in (view.members, view.previous))
+            if tenure.lease.term not in [member.term for member in known if member is not None]:
+                self.breach(f"{replica.name} may enter the view, and has no list")
 
     # --- the end ---
 
@@ -500,6 +560,8 @@ FLEET_FAULTS = (
     "fail_lease_requests",
     "change_lease",
     "lose_a_source",
+    "return",
+    "serve_an_older_state",
     "shorten_lists",
     "unready_all",
 )

@@ -126,7 +126,8 @@ class SlowLoss(FleetAssignment):
 
 
 class Replica:
-    def __init__(self, lab: Lab, name: str, number: int) -> None:
+    def __init__(self, lab: Lab, name: str, number: int, disk: Disk | None = None) -> None:
+        """`disk` has the state file of an earlier pod of the name."""
         self.name = name
         self._lab = lab
         self._number = number
@@ -139,7 +140,7 @@ class Replica:
         self.seen_view: View | None = None
         self.api = Api(lab.server, lab.random, self._note, lies=lambda: True)
         self.leases = FaultyLeases(lab)
-        self._disk = Disk(self._note) if lab.traits.has_memory else None
+        self.disk = disk or (Disk(self._note) if lab.traits.has_memory else None)
         self.daemon: Daemon | None = None
         self._start_operator()
         self.start()
@@ -215,7 +216,7 @@ class Replica:
             lab.tokens,
             f"{self._number:08x}{self._runs:08x}",
             lab.traits,
-            self._disk,
+            self.disk,
             lab.random,
             self._note,
             lambda _: None,
@@ -244,6 +245,19 @@ class Replica:
     @property
     def is_stale(self) -> bool:
         return self.daemon is None or self.daemon.fleet.status.state is not ViewState.STREAMING
+
+    @property
+    def is_listed(self) -> bool:
+        return self.daemon is not None and self.daemon.collection.is_listed
+
+    @property
+    def followed_version(self) -> int:
+        """The version up to which the daemon follows the server; 0 before the first list."""
+        return int(self.daemon.collection.trust.version or 0) if self.daemon is not None and self.is_listed else 0
+
+    @property
+    def is_ignoring(self) -> bool:
+        return self.daemon is not None and self.daemon.collection.trust.is_ignoring
 
     def is_streaming_for(self, seconds: float) -> bool:
         now = asyncio.get_running_loop().time()

@@ -17,7 +17,7 @@ SEEDS_TO_DETECT = 60
 
 
 def test_simulation_of_fleets_has_one_owner_of_each_cluster_and_ends_nothing_that_is_held() -> None:
-    outcomes = [simulate_fleets(seed) for seed in range(SEEDS)]
+    outcomes = [simulate_fleets(seed) for seed in range(12, 12 + SEEDS)]
     assert [(outcome.seed, outcome.breaches) for outcome in outcomes if outcome.breaches] == []
     assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(FLEET_FAULTS)
     assert sum(outcome.engagements for outcome in outcomes) > 15 * SEEDS
@@ -38,13 +38,23 @@ async def begin_loss(group: ShardGroup) -> None:
 @pytest.mark.parametrize(
     ("owner", "attribute", "mutant", "found", "first"),
     [
-        (ClusterSource, "_is_held", lambda *_: False, "its next owner cannot engage it", 0),
+        (ClusterSource, "_is_held", lambda *_: False, "its next owner cannot engage it", 4),
+        (ClusterSource, "_is_unknown", lambda *_: False, "ignores the lists of its source", 17),
+        (FleetAssignment, "_is_listed", FleetAssignment.is_synced, "has no list", 19),
         (FleetAssignment, "lost", lambda _: set(), "before", 0),
-        (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 220),
+        (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 12),
         (PendingReleases, "release", lambda *_: False, "is still engaged after", 0),
         (ShardGroup, "_lose", begin_loss, "has lost its ownership, and", 0),
     ],
-    ids=["moves-held", "acknowledges-early", "ready-early", "loses-releases", "engages-while-it-loses"],
+    ids=[
+        "moves-held",
+        "moves-ignored",
+        "enters-unlisted",
+        "acknowledges-early",
+        "ready-early",
+        "loses-releases",
+        "engages-while-it-loses",
+    ],
 )
 def test_simulation_of_fleets_detects_a_mutant(
     owner: type, attribute: str, mutant: Callable[..., Any], found: str, first: int, monkeypatch: pytest.MonkeyPatch
