@@ -241,6 +241,7 @@ class Daemon:
         disengagement.
         """
         self.epoch = epoch
+        self.has_ended = False
         self._disk = disk
         self._tokens = tokens
         self._handed = handed
@@ -421,6 +422,7 @@ class Daemon:
         for task in tasks:
             with suppress(asyncio.CancelledError, Exception):
                 await task
+        self.has_ended = True
 
     @property
     def is_quiet(self) -> bool:

@@ -224,6 +224,7 @@ class Replica:
         changed = daemon.ledger.changed
 
         def record(event: Event, *, is_live: bool) -> None:
+            assert not daemon.has_ended, f"the killed daemon of {self.name} goes on"
             changed(event, is_live=is_live)
             lab.changed(self, event)
 
@@ -278,6 +279,7 @@ class Replica:
         if daemon is not None:
             self._note("crashes")
             await _ended(self._membership)
+            daemon.source.await_assignment("killed")  # or the killed run's timers would go on in this process
             await daemon.kill()
 
     async def kill(self) -> None:
