@@ -229,6 +229,10 @@ class ClusterSource:
             elif isinstance(event, EventIgnored):
                 self.observer.event_ignored(event.problem)
         for objects in collection.apply_events(source_events, now):
+            if not objects.changes:  # a step in which a list was compared with the known objects
+                yield
+                together = 0
+                continue
             compared = releases.compared
             for count in self._commit(collection, objects, now):
                 together += count

@@ -1,7 +1,7 @@
 """The objects of one collection of a source: applies its lists, its watch events and its confirmed deletions."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -10,7 +10,7 @@ from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.object_state import ABSENT_STATES, ObjectState
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
-from milo_discoveryd.objects.comparison import Comparison, compare, is_held_back
+from milo_discoveryd.objects.comparison import OBJECTS_PER_STEP, Comparison, compare, in_steps, is_held_back
 from milo_discoveryd.objects.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
@@ -60,11 +60,9 @@ REMOVALS_HELD = "RemovalsHeld"
 """The status reason of a source that can be listed and watched, but whose removals are held or lists are ignored."""
 EVENTS_PER_STEP = 100
 """Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
-MANY_MISSING = 10_000
-"""How many objects a list may lack until it is applied in several steps."""
 REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
-
+READ_DURING_COMPARISON = Inconclusive("a list was being compared with the known objects when the response arrived")
 
 OLDER_SERVER = (
     "the API server's resource versions went back, as after a restore from a backup: the cluster stays as it is until "
@@ -135,7 +133,8 @@ class ObjectCollection:
         """Apply source events in batches, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
         while batch := list(islice(rest, min(EVENTS_PER_STEP, self._list.step_limit.clusters_per_step))):
-            yield from self._apply_batch(batch, now)
+            for changes in self._apply_batch(batch, now):
+                yield self._unlisted_changes([]) if changes is None else changes
             if self.store.weight.is_over_share:
                 self.store.weight.list_again(now.steady)
             if self.store.weight.problem:
@@ -252,6 +251,8 @@ class ObjectCollection:
         self._list.suspect(name)
         self._unconfirmed.pop(name, None)
         was_released = pending.is_released(name)
+        if self._list.is_compared and not isinstance(result, Inconclusive):
+            result = READ_DURING_COMPARISON
         if isinstance(result, Found):
             since = pending.older_since(name)
             # Until then, a replica that lags behind may have answered.
@@ -311,7 +312,7 @@ class ObjectCollection:
             is_expected = is_absent and (record is None or record.version != "")
         return not is_expected and is_older(observation.version, self.trust.version)
 
-    def _apply_batch(self, batch: list[SourceEvent[ObservedObject]], now: Moment) -> Iterator[ObjectChanges]:
+    def _apply_batch(self, batch: list[SourceEvent[ObservedObject]], now: Moment) -> Iterator[ObjectChanges | None]:
         changed: list[ObservedObject] = []
         for event in batch:
             match event:
@@ -369,55 +370,58 @@ class ObjectCollection:
 
     # --- the end of a list ---
 
-    def _end_list(self, version: str, now: Moment) -> Iterator[ObjectChanges]:
+    def _end_list(self, version: str, now: Moment) -> Iterator[ObjectChanges | None]:
         """Apply the list, which is complete now, as far as it is believed."""
-        before, held_since = self.trust, now.steady - self._limits.verify_after_s
-        compared = compare(
-            self._list, self.store, self.pending_deletions, before, version=version, held_since=held_since
-        )
-        self.trust, verdict = judge(before, compared.facts, self._limits, now.steady)
+        before, compared, verdict = yield from self._judge_list(version, now.steady)
         if verdict is Verdict.IGNORE:
+            yield from self._list.drop_staged(OBJECTS_PER_STEP)
             self._list.drop()
             return
-        self._keep_newer(compared.regressed)
-        if verdict is not Verdict.CONFIRM:
-            self._list.remove_changes(name for name, _ in compared.judged)
         yield from self._apply_differences()
-        yield from self._pause(compared.missing)
-        # Leave out objects that no longer exist: the list replaced them, or a read between two batches confirmed their
-        # deletion.
-        missing = self._still_present(compared.missing)
-        self.pending_deletions.discard_all(self._list.uids.keys())
+        for doubted in in_steps([*self.pending_deletions.doubted]):
+            self.pending_deletions.discard_all(self._list.uids.keys() & doubted)
+            yield None
         self._replacing = compared.replacing
-        self.store.set_missing(name for name, _ in missing)
-        yield from self._confirm_at_once(missing, compared.announced, now)
-        self._forget_versions(compared, self._still_present(missing))
+        yield from self._apply_missing(compared, now)
         self._positions.end_list(self.number)
-        yield from self._pause(missing)
-        judged = self._still_present(compared.judged)
-        self._apply_verdict(verdict, judged, now.steady)
+        unconfirmed, place = dict.fromkeys(compared.announced), 0
+        for step in in_steps(compared.judged):
+            judged = self._still_present(step)
+            self._apply_verdict(verdict, judged, now.steady, place)
+            unconfirmed.update([(name, None) for name, _ in judged])
+            place += len(judged)
+            yield None
         self._list.drop()
         self.lists += 1
         is_first = isinstance(before.basis, Stored) or verdict is Verdict.CONFIRM_AT_RATE
         if is_first and isinstance(self.trust.basis, Unverified):
-            self._unconfirmed = dict.fromkeys((*compared.announced, *(name for name, _ in judged)))
+            self._unconfirmed = unconfirmed
 
-    def _pause(self, missing: Sized) -> Iterator[ObjectChanges]:
-        """Divide the step that applies a list which lacks very many objects."""
-        if len(missing) > MANY_MISSING:
-            yield self._unlisted_changes([])
-
-    def _keep_newer(self, regressed: Iterable[ObservedObject]) -> None:
-        """Keep the known states of the objects that the list shows in an older state."""
-        for observation in regressed:
-            self._list.remove(observation.name)
-            self.store.set_version(observation.name, observation.version)
-
-    def _forget_versions(self, compared: Comparison, missing: Iterable[tuple[str, str]]) -> None:
-        """Record that the list was applied. The versions of a server that was restored are lower than before."""
-        is_lowered = compared.facts.is_behind or compared.facts.regressed
-        kept = {observation.name for observation in compared.regressed}
-        self.store.end_list((name for name, _ in missing if name not in kept) if is_lowered else ())
+    def _judge_list(self, version: str, now: float) -> Generator[None, None, tuple[Trust, Comparison, Verdict]]:
+        """Compare the list with the known objects, judge it, and leave out what is not believed. Return the trust
+        before the list as well. Until then, no read changes these objects."""
+        self._list.is_compared, held_since = True, now - self._limits.verify_after_s
+        try:
+            while True:
+                before = self.trust
+                compared = yield from compare(
+                    self._list, self.store, self.pending_deletions, before, version=version, held_since=held_since
+                )
+                if self.trust is before:
+                    break  # otherwise an administrator has accepted the list meanwhile
+            self.trust, verdict = judge(before, compared.facts, self._limits, now)
+            if verdict is not Verdict.IGNORE:
+                for regressed in in_steps(compared.regressed.items()):
+                    for name, listed_version in regressed:  # the known states are newer
+                        self._list.remove(name)
+                        self.store.set_version(name, listed_version)
+                    yield
+                for judged in in_steps(() if verdict is Verdict.CONFIRM else compared.judged):
+                    self._list.remove_changes(name for name, _ in judged)
+                    yield
+            return before, compared, verdict
+        finally:
+            self._list.is_compared = False
 
     def _apply_differences(self) -> Iterator[ObjectChanges]:
         position: ObjectPosition | None = None
@@ -428,24 +432,33 @@ class ObjectCollection:
     def _still_present(self, objects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         return [(name, uid) for name, uid in objects if self.store.is_present(name, uid)]
 
-    def _confirm_at_once(
-        self, missing: list[tuple[str, str]], announced: frozenset[str], now: Moment
-    ) -> Iterator[ObjectChanges]:
-        """Confirm the deletions that do not count towards a mass removal: those of objects that no subscriber knows, or
-        whose deletion was announced."""
-        rest = iter(missing)
-        while portion := [*islice(rest, MANY_MISSING)]:
-            changes: list[ObjectChange] = []
-            for name, uid in self._still_present(portion):
-                if name in announced or not self.store.is_established(name):
-                    changes += self._confirm(name, uid, now)
-            if changes or len(portion) == MANY_MISSING:
-                yield self._unlisted_changes(changes)
+    def _apply_missing(self, compared: Comparison, now: Moment) -> Iterator[ObjectChanges | None]:
+        """Record which objects the list lacks. Confirm the deletions that do not count towards a mass removal: those of
+        objects that no subscriber knows, or whose deletion was announced.
 
-    def _apply_verdict(self, verdict: Verdict, judged: Iterable[tuple[str, str]], now: float) -> None:
+        Objects that no longer exist are left out: the list replaced them, or a read between two steps confirmed their
+        deletion. The versions of a server that was restored are lower than before.
+        """
+        is_lowered = compared.facts.is_behind or compared.facts.regressed
+        for step in in_steps(compared.missing):
+            missing, changes = self._still_present(step), list[ObjectChange]()
+            self.store.set_missing((name for name, _ in missing), is_missing=True)
+            for name, uid in missing:
+                if is_lowered and name not in compared.regressed:
+                    self.store.set_version(name, "")
+                if name in compared.announced or not self.store.is_established(name):
+                    changes += self._confirm(name, uid, now)
+            yield self._unlisted_changes(changes)
+        for again in in_steps([*self.store.missing]):
+            self.store.set_missing(self._list.uids.keys() & again & self.store.missing, is_missing=False)
+            yield None
+        self.store.end_list()
+
+    def _apply_verdict(self, verdict: Verdict, judged: Iterable[tuple[str, str]], now: float, first: int) -> None:
+        """`first` is the place of the first of these objects among all that are judged."""
         is_final, doubt = verdict is Verdict.HOLD_UNTIL_ACCEPTED, self.trust.doubt
         message = OLDER_SERVER if doubt is None else doubt.message
-        for place, (name, uid) in enumerate(judged):
+        for place, (name, uid) in enumerate(judged, first):
             match verdict:
                 case Verdict.CONFIRM:
                     self.pending_deletions.add(name, uid, now)

@@ -13,7 +13,7 @@ that it was not replaced.
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -205,10 +205,11 @@ class PendingDeletions:
         self.doubted.remove(name)
         self.doubted.reinstated += 1
 
-    def discard_all(self, names: Set[str]) -> None:
-        """Drop the pending deletions of these objects. `names` is usually larger than the set of pending deletions."""
-        for name in [name for name in self.doubted if name in names]:
-            self.discard(name)
+    def discard_all(self, names: Iterable[str]) -> None:
+        """Drop the pending deletions of those of these objects that have one."""
+        for name in names:
+            if name in self.doubted:
+                self.discard(name)
 
     def is_held(self, name: str) -> bool:
         return self.is_held_since(name, math.inf)

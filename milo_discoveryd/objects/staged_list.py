@@ -43,6 +43,9 @@ class StagedList:
         self._suspects: dict[str, None] = {}
         """Staged objects that may be older than the known objects, or different objects of the same name. They are
         found while the list is read, because a search at the end of the list would block the event loop."""
+        self.is_compared = False
+        """Whether the list is complete and is being compared with the known objects, in steps between which these must
+        not change."""
 
     @property
     def uids(self) -> Mapping[str, str]:
@@ -55,6 +58,13 @@ class StagedList:
 
     def drop(self) -> None:
         self._uids, self._staged, self._suspects, self._known = {}, {}, {}, 0
+
+    def drop_staged(self, size: int) -> Iterator[None]:
+        """Drop the differing objects, `size` at once: freeing a long list at once would block the event loop."""
+        while self._staged:
+            for _ in range(min(size, len(self._staged))):
+                self._staged.popitem()
+            yield
 
     def add(self, listed: ObservedObject) -> None:
         """Add an object. Its state is not staged if it exceeds the budget of the source; a new one is not kept at all
@@ -100,10 +110,10 @@ class StagedList:
         if name in self._uids:
             self._suspects[name] = None
 
-    def missing(self) -> list[tuple[str, str]]:
-        """Return the names and UIDs of the present objects that are missing from the list."""
+    def missing(self) -> Iterator[tuple[str, str]]:
+        """Yield the names and UIDs of the present objects that are missing from the list."""
         if self._known == self._store.present_count:
-            return []  # the usual case; comparing the names of a long list would block the event loop
+            return iter(())  # the usual case; comparing the names of a long list would block the event loop
         return self._store.missing_from(self._uids)
 
     def suspects(self) -> Iterator[ObservedObject]:
@@ -115,9 +125,8 @@ class StagedList:
         return (listed for listed, _, _ in [*self._staged.values()])
 
     def portions(self, size: int) -> Iterator[list[Weighed]]:
-        """Yield the differing objects with their weights, at most `size` at once, and drop them: freeing a long list
-        at once would block the event loop.
-        """
+        """Yield the differing objects with their weights, at most `size` at once, and drop them, as `drop_staged`
+        does."""
         rest, self._staged = deque(self._staged.values()), {}
         while rest:
             yield [rest.popleft() for _ in range(min(size, self.step_limit.clusters_per_step, len(rest)))]

@@ -5,7 +5,7 @@ list share a position, because none of them is known to be earlier; so do the ob
 After these lists, each change that a watch or a read shows gets the next position.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import filterfalse
 from sys import getsizeof
 from typing import Any
@@ -280,7 +280,6 @@ class ObjectStore:
         self._absent: dict[str, None] = {}
         """Keys of absent objects, oldest first."""
         self._missing: set[str] = set()
-        """Keys of the objects that are missing from the last list and were not seen since."""
 
     # --- changes ---
 
@@ -367,27 +366,36 @@ class ObjectStore:
             owner = record.owner
         return self.weight.names.setdefault(owner, owner)
 
-    def end_list(self, missing: Iterable[str] = ()) -> None:
-        """Record that a complete list was applied.
-
-        Versions of absent objects are no longer compared: see `apply_listed`. The same applies to objects that are
-        `missing` from a list whose version went back: the next object with such a name may have a lower version than
-        the known one.
-        """
-        for name in (*self._absent, *missing):
+    def end_list(self) -> None:
+        """Record that a complete list was applied. Versions of absent objects are no longer compared: see
+        `apply_listed`."""
+        for name in self._absent:
             self._records[name].version = ""
 
     def set_version(self, name: str, version: str) -> None:
-        """Record that the source now has the object at that version, without applying its state."""
+        """Record that the source now has the object at that version, without applying its state.
+
+        An empty version is not compared: that of an object which is missing from a list whose version went back. The
+        next object of its name may have a lower version than the known one.
+        """
         self._records[name].version = version
 
-    def set_missing(self, names: Iterable[str]) -> None:
-        """Record which objects are missing from a complete list that was applied: see `ObjectBudget`."""
-        missing = {*names}
-        for name in missing ^ self._missing:
+    @property
+    def missing(self) -> Set[str]:
+        """Keys of the objects that are missing from the last list and were not seen since: see `ObjectBudget`."""
+        return self._missing
+
+    def set_missing(self, names: Iterable[str], *, is_missing: bool) -> None:
+        """Record which objects are missing from a complete list that was applied, or are in it again."""
+        for name in names:
+            if (name in self._missing) is is_missing:
+                continue
             record = self._records[name]
-            self.weight.add(record.owner, -record.weight if name in missing else record.weight, 0)
-        self._missing = missing
+            self.weight.add(record.owner, -record.weight if is_missing else record.weight, 0)
+            if is_missing:
+                self._missing.add(name)
+            else:
+                self._missing.remove(name)
 
     def _put(self, observation: ObservedObject, weight: int, owner: str) -> ObjectChange:
         name, state, content = observation.name, observation.state, observation.content
@@ -497,10 +505,10 @@ class ObjectStore:
             return Ready(record.uid, listed.version, record.content)
         return msgspec.structs.replace(listed, content=record.content)
 
-    def missing_from(self, listed: Mapping[str, object]) -> list[tuple[str, str]]:
-        """Return the names and UIDs that a complete list within the selector should contain, but does not."""
+    def missing_from(self, listed: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+        """Yield the names and UIDs that a complete list within the selector should contain, but does not."""
         unlisted = filterfalse(listed.__contains__, self._records)  # usually empty; `filterfalse` is faster than a loop
-        return [(name, self._records[name].uid) for name in unlisted if self._records[name].state not in ABSENT_STATES]
+        return ((name, self._records[name].uid) for name in unlisted if self._records[name].state not in ABSENT_STATES)
 
     def would_change(self, listed: ObservedObject) -> bool:
         """Return whether an object of a list differs from the known one, regardless of their versions.
@@ -522,10 +530,6 @@ class ObjectStore:
     def is_older_than_known(self, observation: ObservedObject) -> bool:
         record = self._records.get(observation.name)
         return record is not None and is_older(observation.version, record.version)
-
-    def is_older_than_any(self, version: str) -> bool:
-        """Return whether a version is older than that of at least one object."""
-        return any(is_older(version, record.version) for record in self._records.values())
 
     @staticmethod
     def _is_outdated(observation: ObservedObject, record: ObjectRecord | None) -> bool:

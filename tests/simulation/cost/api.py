@@ -73,6 +73,13 @@ class Api:
         assert self._watch is not None, "the daemon has no open watch"
         self._watch.send(b"".join(lines))
 
+    def replace(self, kept: int = 0, *, renamed: bool = False) -> None:
+        """Replace all objects but the first, with others of the same names or of other names, without events."""
+        for name in self._names[kept:]:
+            del self._objects[name]
+            other = f"other-{name}" if renamed else name
+            self._objects[other] = replace(self._new(name), uid=f"other-{name}"[:128])
+
     def expire_watch(self) -> None:
         """Close the watch with the error 410 (Expired), after which the client lists again."""
         assert self._watch is not None, "the daemon has no open watch"

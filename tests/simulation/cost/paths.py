@@ -86,6 +86,25 @@ async def _relist_end(bed: Bed, subscribers: int) -> Meter:
     return await _measured(bed, bed.api.answers_lists.set)
 
 
+def _replaced(*, keeps_part: bool, renamed: bool) -> Path:
+    async def path(bed: Bed, subscribers: int) -> Meter:
+        await _follow(bed, subscribers)
+        bed.api.replace(bed.clusters // 3 if keeps_part else 0, renamed=renamed)
+        bed.api.prepare_pages()
+        return await _measured(bed, bed.api.expire_watch, 5.0)
+
+    return path
+
+
+REPLACED = {
+    "recreated": _replaced(keeps_part=False, renamed=False),
+    "most recreated": _replaced(keeps_part=True, renamed=False),
+    "most renamed": _replaced(keeps_part=True, renamed=True),
+    "renamed": _replaced(keeps_part=False, renamed=True),
+}
+"""Relists after the fleet was replaced, or most of it."""
+
+
 def _wait_at_half(bed: Bed) -> None:
     bed.api.prepare_pages(bed.clusters // PAGES)
     bed.api.waits_at = bed.clusters // 2

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import pytest
 
+from milo_discoveryd.objects import collection, comparison
 from tests.simulation.cost.meter import Meter
-from tests.simulation.cost.paths import BURST, PATHS, measure, time_ratio, tracked_objects
+from tests.simulation.cost.paths import BURST, PATHS, REPLACED, measure, time_ratio, tracked_objects
 
 LARGE = 20_000
 MANY = 16
@@ -95,6 +96,16 @@ def test_applying_a_change_reads_few_elements_of_containers(clusters: int, subsc
     path, _ = PATHS["change"]
     meter = measure(path, clusters, subscribers)
     assert meter.elements <= BUDGETS["change"].elements, _reader(meter)
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_no_step_of_a_list_that_replaces_the_fleet_grows_with_the_fleet(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    for module in (comparison, collection):
+        monkeypatch.setattr(module, "OBJECTS_PER_STEP", 100)
+    small, large = (measure(REPLACED[how], clusters, 1) for clusters in (2000, 4000))
+    assert large.longest <= 1.1 * small.longest
 
 
 def test_garbage_collector_tracks_no_objects_per_cluster() -> None:

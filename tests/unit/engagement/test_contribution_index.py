@@ -27,6 +27,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Refused, Withdrawn
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
+from milo_discoveryd.objects import comparison
 from milo_discoveryd.objects.collection import REMOVALS_HELD, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions
 from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPosition
@@ -302,6 +303,15 @@ def test_relist_that_lacks_most_contributing_objects_holds_their_removal() -> No
     fleet.source.set_followed(fleet.collection(), STREAMING)
     assert fleet.source.status.reason == REMOVALS_HELD
     assert fleet.collection().relist_at is not None
+
+
+def test_list_that_lacks_contributing_objects_is_applied_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = RecordedFleet()
+    fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)))
+    monkeypatch.setattr(comparison, "OBJECTS_PER_STEP", 5)
+    steps = [*fleet.source.apply(fleet.collection(), (ListStarted(), ListEnded()), 0.0)]
+    assert len(steps) >= 6
+    assert fleet.source.deletions_held == 30
 
 
 def test_relist_without_the_contributing_objects_that_were_terminating_holds_no_removal() -> None:

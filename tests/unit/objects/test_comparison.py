@@ -10,7 +10,7 @@ from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.staged_list import StagedList
 from milo_discoveryd.objects.store import ObjectStore
 from milo_discoveryd.objects.trust import ListFacts, Nothing, Trust, Verified
-from tests.unit.fleet.fleets import malformed, not_ready, outside, ready
+from tests.unit.fleet.fleets import finish, malformed, not_ready, outside, ready
 
 KNOWN = Trust(Verified(), version="100")
 
@@ -27,7 +27,7 @@ class Known:
         staged.start()
         for observation in listed:
             staged.add(observation)
-        return compare(staged, self.store, self.pending, trust, version=version, held_since=10.0)
+        return finish(compare(staged, self.store, self.pending, trust, version=version, held_since=10.0))
 
     def facts(self, *listed: ObservedObject, **given: Any) -> ListFacts:
         return self.compared(*listed, **given).facts
@@ -44,7 +44,7 @@ def facts(**different: Any) -> ListFacts:
 def test_complete_list_lacks_nothing() -> None:
     compared = Known().compared(*same("abcdef"))
     assert compared.facts == facts()
-    assert (compared.missing, compared.judged, compared.regressed) == ([], [], [])
+    assert (compared.missing, compared.judged, compared.regressed) == ([], [], {})
 
 
 def test_only_objects_that_were_ready_once_count_as_missing() -> None:
