@@ -132,7 +132,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def write(self, data: Any) -> None:
         if not self._is_closing:
-            self._unsent.append(bytes(data))
+            whole = bytes(data)
+            self._unsent += [whole[start : start + _RECORD] for start in range(0, len(whole), _RECORD)]
             self._encrypt()
 
     def close(self) -> None:
@@ -297,6 +298,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             while self._unsent:
                 self._tls.write(self._unsent[0])
                 del self._unsent[0]
+                self._flush()  # record by record: OpenSSL keeps a buffer of the size that it has had once
             # For each session ticket that it reads, OpenSSL allocates a write buffer of 16 KiB, which the next write
             # releases. A watch may not write again for hours; an empty write sends nothing, but releases the buffer.
             self._tls.write(b"")

@@ -206,6 +206,14 @@ async def test_data_is_read_while_the_peer_does_not_read(connection: Connection)
     assert not connection.below.is_paused
 
 
+async def test_long_data_leave_openssl_a_buffer_of_one_record(connection: Connection) -> None:
+    sizes = list[int]()
+    connection.below.write = lambda data: sizes.append(len(data))  # type: ignore[method-assign]
+    connection.tls.write(bytes(100 << 10))
+    assert sum(sizes) > 100 << 10
+    assert max(sizes) < 17 << 10
+
+
 async def test_error_of_the_protocol_in_a_later_iteration_closes_the_connection(connection: Connection) -> None:
     raised: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
