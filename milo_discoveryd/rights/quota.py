@@ -44,7 +44,8 @@ class Quotas:
         self._streams: Counter[str] = Counter()
         self._open = 0
         self._filter_bytes: Counter[str] = Counter()
-        self._all_filter_bytes = 0
+        self.filter_bytes = 0
+        """The memory that the requests of all open streams take."""
         self._kubeconfigs: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
         self._misses: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
 
@@ -64,7 +65,7 @@ class Quotas:
             )
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         own = max(self._filter_bytes[key] for key in keys)
-        if own + filter_bytes > min(FILTER_BYTES_EACH, FILTER_BYTES - self._all_filter_bytes):
+        if own + filter_bytes > min(FILTER_BYTES_EACH, FILTER_BYTES - self.filter_bytes):
             message = "the filters of open streams are too large in total; use a label selector, or close a stream"
             return StreamDenial("TOO_MANY_FILTER_BYTES", "filter bytes", message)
         self._count(keys, 1, filter_bytes)
@@ -75,7 +76,7 @@ class Quotas:
 
     def _count(self, keys: Sequence[str], streams: int, filter_bytes: int) -> None:
         self._open += streams
-        self._all_filter_bytes += filter_bytes
+        self.filter_bytes += filter_bytes
         for counter, number in ((self._streams, streams), (self._filter_bytes, filter_bytes)):
             for key in keys:
                 counter[key] += number

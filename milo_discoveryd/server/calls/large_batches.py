@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from milo_discoveryd.server.calls.grpc_errors import StalledError
@@ -14,7 +15,10 @@ from milo_discoveryd.server.calls.grpc_errors import StalledError
 LARGE_BYTES = 16 << 10
 """The size from which a batch is large: some 50 clusters."""
 MAX_BYTES = 32 << 20
-"""Maximum bytes of large batches that are being sent."""
+"""Maximum bytes of large batches that are being sent, while no requests of open streams are kept."""
+_COPIES = 3
+_LEAST = 4
+"""Batches have a fourth of that, however much the requests of open streams take."""
 PATIENCE_S = 2.5
 """How long a stream may take to send a large batch while others wait."""
 _LONGEST = 12
@@ -25,6 +29,20 @@ _REMEMBERED_S = 60.0
 """How long after none waits it is remembered who did not read."""
 _TICK = 1 / 5
 """How often batches are examined while others wait, as a part of the patience."""
+
+
+class OpenRequests(Protocol):
+    """The requests of open streams."""
+
+    filter_bytes: int
+    """How much memory they take."""
+
+
+class _NoRequests:
+    filter_bytes = 0
+
+
+_NO_REQUESTS = _NoRequests()
 
 
 class _Batch:
@@ -52,8 +70,12 @@ class LargeBatches:
     that send batches keep their room. Streams that are given up can be resumed.
     """
 
-    def __init__(self, limit: int = MAX_BYTES, patience_s: float = PATIENCE_S) -> None:
-        self._limit = limit
+    def __init__(
+        self, limit: int = MAX_BYTES, patience_s: float = PATIENCE_S, *, requests: OpenRequests = _NO_REQUESTS
+    ) -> None:
+        """Batches share their memory with these requests."""
+        self._most = self._limit = limit
+        self._requests = requests
         self._patience_s = patience_s
         self._sending: dict[_Batch, None] = {}
         """The one that was admitted first is first."""
@@ -102,6 +124,7 @@ class LargeBatches:
         return min(self._waiting, key=lambda caller: (max(0.0, self._wasted[caller]), self._bytes[caller]))
 
     def _admit(self) -> None:
+        self._limit = max(self._most // _LEAST, self._most - self._requests.filter_bytes // _COPIES)
         while self._waiting:
             caller = self._next()
             batch, free = self._waiting[caller], self._limit - self._bytes.total()

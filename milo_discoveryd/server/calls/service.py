@@ -53,8 +53,8 @@ FIRST_LIST_HELD = (
     "the first list after the daemon's start may lack clusters that subscribers know, so removals are held until a "
     "second list confirms them (RemovalsHeld); retry"
 )
-PAGE_BYTES = 2 << 20
-"""Size limit of a page. Many clients accept messages of at most 4 MiB."""
+PAGE_BYTES = 512 << 10
+"""Size limit of a page: two dozen callers may be sent one at the same time, see `unread_answers.MAX_BYTES`."""
 _ISSUER_ADVICE = "check kubeconfigs.issuers in the daemon's configuration"
 
 
@@ -89,7 +89,7 @@ class Service:
             signer=signer,
             metrics=metrics,
             turns=ReadingTurns(),
-            large_batches=LargeBatches(),
+            large_batches=LargeBatches(requests=access.quotas),
             deliveries=DeliveryBudget(),
             stalled_s=info.stalled_s,
             stopping=self._stopping,

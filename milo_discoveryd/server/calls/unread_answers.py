@@ -1,5 +1,5 @@
-"""Sends the answers of calls that have one. gRPC would keep each for as long as its client does not read: 150 pages of
-a list, of one caller, would exhaust the memory."""
+"""Sends the answers of calls that have one. gRPC would keep each for as long as its client does not read: hundreds
+of pages of a list, of one caller, would exhaust the memory."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import grpc
 
 from milo_discoveryd.server.calls.rpc_context import RpcContext
 
-MAX_BYTES = 24 << 20
+MAX_BYTES = 12 << 20
 """Maximum bytes of answers that are being sent at all listeners together. Each listener gets an equal share."""
 ANSWER_S = 60.0
 """How long a client may take to read an answer."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import cycle, islice
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,18 @@ async def test_large_batches_beyond_the_limit_wait_until_others_are_sent() -> No
         until.set()
     await asyncio.gather(*sending)
     assert not len(batches)
+
+
+async def test_large_batches_share_their_memory_with_the_requests_of_open_streams() -> None:
+    requests, never = SimpleNamespace(filter_bytes=0), asyncio.Event()
+    batches = LargeBatches(16 * LARGE_BYTES, requests=requests)
+    for kept_bytes, count in ((0, 8), (24 * LARGE_BYTES, 4), (30 * LARGE_BYTES, 3), (1000 * LARGE_BYTES, 2)):
+        requests.filter_bytes = kept_bytes
+        sending = [asyncio.create_task(send(batches, never)) for _ in range(20)]
+        await eventually(lambda count=count: len(batches) == count)  # type: ignore[misc]
+        for task in sending:
+            task.cancel()
+        await asyncio.wait(sending)
 
 
 async def test_small_batches_do_not_wait() -> None:
