@@ -12,7 +12,7 @@ from milo_controllers.fleet_view import CachedCluster, FleetView
 from milo_controllers.informer import Informer
 from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.named_objects import NamedObjects
-from milo_controllers.object_cache import CachedObject, Change
+from milo_controllers.object_cache import CachedObject, Change, is_named_by
 from milo_controllers.reconcile_failures import ReconcileFailures
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.watched import OwnedKind, Predicate, Watched, WatchedKind
@@ -146,8 +146,9 @@ class AffectedObjects:
         for owner in owned.owners:
             for namespace in {owned.namespace, ""}:
                 found = primaries.get(namespace, owner.name)
-                # An owner that is not in the cache is reconciled when it appears there.
-                if found is not None and found.uid == owner.uid:
+                # An owner that is not in the cache is reconciled when it appears there. One that was created again
+                # under its name is reconciled too: it may wait until its predecessor's object is deleted.
+                if found is not None and is_named_by(owner, self._spec.kind.group, found):
                     yield key_of(member, namespace, owner.name)
 
     def _mapped_objects(

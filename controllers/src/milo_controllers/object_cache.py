@@ -44,6 +44,8 @@ class OwnerReference(NamedTuple):
 
     uid: str
     name: str
+    group: str = ""
+    kind: str = ""
 
 
 class CachedObject(msgspec.Struct, frozen=True, gc=False):
@@ -86,7 +88,7 @@ LARGEST_OBJECT = 4 << 20
 """Maximum bytes of an object, more than any API server stores. A decoded object can take 20 times as much memory."""
 _OBJECT_BYTES = 512
 """Estimated memory of an object besides its JSON, its name and its references to owners."""
-_OWNER_BYTES = 192
+_OWNER_BYTES = 304
 """Estimated memory of a reference besides its texts."""
 _LONGEST_PROBLEM = 300
 _LONGEST_TIMESTAMP = 64
@@ -102,6 +104,8 @@ _TOO_MANY_OWNERS = f"its ownerReferences are larger than {_MOST_OWNER_BYTES} byt
 class _OwnerReference(msgspec.Struct, gc=False):
     uid: str
     name: str
+    kind: str = ""
+    apiVersion: str = ""  # noqa: N815
 
 
 class _Metadata(msgspec.Struct, gc=False):
@@ -131,6 +135,18 @@ class _TypeMeta(msgspec.Struct, gc=False):
 
 
 _TYPE_META = msgspec.json.Decoder(_TypeMeta)
+
+
+def _group(api_version: str) -> str:
+    return api_version.rpartition("/")[0]
+
+
+def is_named_by(owner: OwnerReference, group: str, found: CachedObject) -> bool:
+    """Return whether a reference that has the name of an object of this group is to it, or to a former one."""
+    if found.uid == owner.uid:
+        return True
+    meta = _type_meta(found.raw)
+    return owner.group == group and (meta is None or meta.kind in ("", owner.kind))  # a partial cache may lack the kind
 
 
 def _type_meta(raw: bytes) -> _TypeMeta | None:
@@ -222,7 +238,9 @@ def object_decoder(*, metadata_only: bool = False, transform: Transform | None =
             known = CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion)
             return _undecoded(known, _TOO_MANY_OWNERS if has_too_many_owners else _TOO_LARGE, raw)
         found = None if references is _ABSENT else _OWNERS.decode(references)
-        owners = tuple(OwnerReference(owner.uid, owner.name) for owner in found or ())
+        owners = tuple(
+            OwnerReference(owner.uid, owner.name, _group(owner.apiVersion), owner.kind) for owner in found or ()
+        )
         if metadata_only or metadata.managedFields is not _ABSENT:
             fields = _FIELDS.decode(raw)
             if metadata_only:
@@ -445,7 +463,7 @@ class ObjectCache:
 
 
 def _size(found: CachedObject) -> int:
-    owners = sum(_OWNER_BYTES + text_bytes(owner.uid) + text_bytes(owner.name) for owner in found.owners)
+    owners = sum(_OWNER_BYTES + sum(map(text_bytes, owner)) for owner in found.owners)
     return len(found.raw) + text_bytes(found.name) + text_bytes(found.problem) + _OBJECT_BYTES + owners
 
 

@@ -64,6 +64,36 @@ async def test_owned_object_is_restored_after_deletion_or_change(plane: ControlP
         await eventually(lambda: plane.get("v1/configmaps", "one")["data"] == {"a": "b"})
 
 
+@pytest.mark.parametrize("kind", [WIDGETS, Kind(WIDGETS, metadata_only=True)], ids=["whole", "metadata_only"])
+async def test_object_created_again_is_reconciled_when_the_object_that_its_predecessor_owned_is_deleted(
+    plane: ControlPlane, kind: Any
+) -> None:
+    seen: list[str | None] = []
+
+    async def reconcile(request: Request) -> None:
+        found, child = await request.get(), await request.get("v1/configmaps", "child")
+        if found is not None and child is None:
+            await request.create("v1/configmaps", {"metadata": {"name": "child"}}, owned=True)
+        seen.append(found and found["metadata"]["uid"])
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, kind=kind, owns=["v1/configmaps"]):
+        former = await eventually(lambda: plane.find("v1/configmaps", "child"))
+        plane.patch("v1/configmaps", "child", {"metadata": {"finalizers": ["example.com/slow"]}})
+        plane.delete(WIDGETS, "one")
+        plane.create(widget("one"))
+        owner = plane.get(WIDGETS, "one")["metadata"]["uid"]
+        await eventually(lambda: owner in seen)
+        plane.patch("v1/configmaps", "child", {"metadata": {"finalizers": None}})
+
+        def is_restored() -> bool:
+            made = plane.find("v1/configmaps", "child")
+            return made is not None and made["metadata"]["uid"] != former["metadata"]["uid"]
+
+        await eventually(is_restored)
+        assert plane.get("v1/configmaps", "child")["metadata"]["ownerReferences"][0]["uid"] == owner
+
+
 @pytest.mark.parametrize("write", ["apply", "create"])
 async def test_owned_object_deleted_during_the_reconcile_that_wrote_it_is_restored_at_once(
     plane: ControlPlane, write: str

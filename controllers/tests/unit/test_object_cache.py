@@ -18,6 +18,7 @@ from milo_controllers.object_cache import (
     ObjectCache,
     OwnerReference,
     changed,
+    is_named_by,
     is_terminating,
     object_decoder,
 )
@@ -296,15 +297,33 @@ def decoded(found: dict[str, Any], *, metadata_only: bool = False) -> CachedObje
 
 
 def test_decoder_keeps_the_object_and_its_owners() -> None:
-    found = document("a", ownerReferences=[{"uid": "o1", "name": "one", "kind": "Widget"}])
+    reference = {"uid": "o1", "name": "one", "kind": "Widget", "apiVersion": "example.com/v1"}
+    found = document("a", ownerReferences=[reference])
     seen = decoded(found)
     assert (seen.place, seen.uid, seen.version, seen.owners) == (
         ("default", "a"),
         "uid-a",
         "1",
-        (OwnerReference("o1", "one"),),
+        (OwnerReference("o1", "one", "example.com", "Widget"),),
     )
     assert msgspec.json.decode(seen.raw) == found
+
+
+@pytest.mark.parametrize(
+    ("reference", "raw", "is_named"),
+    [
+        (OwnerReference("present", "a"), b"{}", True),
+        (OwnerReference("former", "a", "example.com", "Widget"), b'{"kind":"Widget"}', True),
+        (OwnerReference("former", "a", "example.com", "Widget"), b"{}", True),
+        (OwnerReference("former", "a", "example.com", "Widget"), b'{"kind":1}', True),
+        (OwnerReference("former", "a", "example.com", "Gadget"), b'{"kind":"Widget"}', False),
+        (OwnerReference("former", "a", "example.org", "Widget"), b'{"kind":"Widget"}', False),
+    ],
+)
+def test_reference_is_to_the_object_or_to_a_former_one_of_its_group_and_kind(
+    reference: OwnerReference, raw: bytes, is_named: bool
+) -> None:
+    assert is_named_by(reference, "example.com", CachedObject("a", "", "present", "1", raw)) is is_named
 
 
 def test_decoder_drops_managed_fields() -> None:
@@ -478,7 +497,15 @@ def test_decoder_reports_an_object_that_transform_returns_without_metadata() -> 
 @pytest.mark.parametrize("more", ["", "\N{ROCKET}".rjust(500, "n")], ids=["ascii", "wide"])
 def test_memory_of_owners_is_counted(more: str) -> None:
     def owned(number: int) -> CachedObject:
-        owners = tuple(OwnerReference(f"{number}-{owner}".ljust(36), f"owner-{number}{more}") for owner in range(10))
+        owners = tuple(
+            OwnerReference(
+                f"{number}-{owner}".ljust(36),
+                f"owner-{number}{more}",
+                f"example-{number}{more}",
+                f"Owner{owner}{number}{more}",
+            )
+            for owner in range(10)
+        )
         return msgspec.structs.replace(cached(str(number)), owners=owners)
 
     tracemalloc.start()
