@@ -62,7 +62,6 @@ class ClusterCaches:
     def get(self, kind: Kind[T], name: str, namespace: str = "") -> T | None: ...
     def get(self, kind: Any, name: str, namespace: str = "") -> Any:
         """Return the object; None if it does not exist. Raises NotCached or NotSynced."""
-        _check_namespace(kind, namespace)
         found = self._found(kind, name, namespace)
         return None if found is None else self._decoder(kind)(found.raw)
 
@@ -137,6 +136,7 @@ class ClusterCaches:
                 raise NotCached(f"{what} exists, but is invalid, and so is not cached: {problem}")
             return found
 
+        _check_namespace(kind, namespace)
         loop = self._member.loop
         return found_now() if loop.is_here else loop.call(found_now)
 
@@ -186,7 +186,8 @@ class RequestCaches(ClusterCaches):
         """Return the object as a dict, if it is cached with all fields."""
         held = self._member.informers.get(kind.key)
         is_whole = held is not None and held.cache.synced and not held.spec.kind.is_partial
-        return self.document(kind, name, namespace) if is_whole else None
+        is_within = kind.key.namespace in ("", namespace)
+        return self.document(kind, name, namespace) if is_whole and is_within else None
 
     def cached(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
         """Return the object as it is cached; None if it does not exist. Raises NotCached or NotSynced."""

@@ -9,7 +9,7 @@ import pytest
 
 from milo_controllers.errors import NotCached
 from milo_controllers.event_loop import EventLoop
-from milo_controllers.fleet_view import CachedCluster, FleetView
+from milo_controllers.fleet_view import CachedCluster, FleetView, RequestCaches
 from milo_controllers.kinds import Kind
 from milo_controllers.object_cache import CachedObject, ObjectCache, OwnerReference
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
@@ -71,15 +71,18 @@ async def test_namespace_that_is_not_cached_is_not_taken_for_an_empty_one() -> N
     web: Any = cluster("web", fine=b"{}")
     web.informers = {shop.key: web.informers[CONFIG_MAPS.key]}
     view = FleetView({"web": web})
-    caches = view.cluster("web")
+    caches, requested = view.cluster("web"), RequestCaches(web)
     assert caches is not None
     for read in (
         lambda: caches.get(shop, "fine", "other"),
         lambda: list(caches.list(shop, "other")),
         lambda: list(view.list(shop, "other")),
+        lambda: requested.cached(shop, "fine", "other"),
+        lambda: requested.document(shop, "fine", "other"),
     ):
         with pytest.raises(NotCached, match="the namespace 'other' is not cached, only 'default'"):
             read()
+    assert requested.whole_document(shop, "fine", "other") is None  # it is read from the API server
     assert caches.get(shop, "fine", "default") is not None
     assert [len(list(caches.list(shop, namespace))) for namespace in ("default", None)] == [1, 1]
 
