@@ -31,8 +31,10 @@ from milo_discovery import (
     DiscoveryClient,
     DiscoveryError,
     Fleet,
+    Kubeconfig,
     SyncDiscoveryClient,
     Unavailable,
+    UnusableKubeconfig,
     _convert,
     _kubernetes_aio,
     _kubernetes_sync,
@@ -392,6 +394,45 @@ class TestEngagedCluster:
                     await kubernetes.aio.client.CoreV1Api(api).list_namespace()
                 monkeypatch.setattr(alpha, "_engaged", True)
                 with pytest.raises(ClusterNotFound, match="no longer engaged"):
+                    await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
+        assert plane.asked_with == []
+
+    @pytest.mark.parametrize("is_issued", [False, True])
+    async def test_request_is_not_sent_if_the_cluster_moves_while_it_waits_for_a_connection(
+        self, client, daemon, plane, monkeypatch, is_issued
+    ):
+        moved = plane.kubeconfig(token="t-2").replace(b"/projects/alpha", b"/moved/alpha")
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))] * 2
+        async with Fleet(client) as fleet:
+            (await daemon.stream()).send(snapshot("1", engaged("alpha")))
+            await fleet.synced()
+            alpha = fleet.get("alpha")
+            connect_aio, connect_blocking = aiohttp.TCPConnector.connect, HTTPSConnection.connect
+
+            def move(api):
+                endpoint = f"{alpha.current.endpoint}/moved"
+                alpha.refresh(replace(alpha.current, endpoint=endpoint))
+                if is_issued:
+                    renewer = getattr(api._renewer, "_renewer", api._renewer)
+                    kubeconfig = Kubeconfig(cluster="alpha", kubeconfig=moved)
+                    renewer.cache.requested(kubeconfig, datetime.now(UTC), endpoint)
+
+            async def connected_late(connector, *given, **named):
+                connection = await connect_aio(connector, *given, **named)
+                move(api)
+                return connection
+
+            def blocking_connected_late(connection):
+                connect_blocking(connection)
+                move(blocking)
+
+            async with alpha.api_client() as api, alpha.sync_api_client() as blocking:
+                monkeypatch.setattr(aiohttp.TCPConnector, "connect", connected_late)
+                monkeypatch.setattr(HTTPSConnection, "connect", blocking_connected_late)
+                with pytest.raises(UnusableKubeconfig, match="the request was not sent: cluster alpha has moved"):
+                    await kubernetes.aio.client.CoreV1Api(api).list_namespace()
+                daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
+                with pytest.raises(UnusableKubeconfig, match="the request was not sent: cluster alpha has moved"):
                     await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
         assert plane.asked_with == []
 

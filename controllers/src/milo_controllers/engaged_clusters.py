@@ -144,7 +144,9 @@ class EngagedClusters:
                     self._pools,
                     proxy=cluster.proxy,
                     tracer=self._tracer,
-                    may_write=lambda: cluster.engaged and self.may_reconcile(),
+                    may_write=lambda server: (
+                        cluster.engaged and self.may_reconcile() and credentials.is_present(server)
+                    ),
                 )
                 events, number = EventRecorder(api, self._events, self._failures), next(self._incarnations)
                 try:

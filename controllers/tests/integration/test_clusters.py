@@ -24,9 +24,11 @@ from milo_controllers import (
 )
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.informer import Informer
+from milo_controllers.logs import current_object
 from milo_discovery import ClusterNotFound, DisengageReason, EngagedCluster
 from milo_discovery.leader_election import LeadershipLost
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually, fake_discovery
+from milo_kube.http.client import Client
 from milo_objects.scope import NotServed
 
 from .widgets import (
@@ -772,6 +774,39 @@ async def test_project_that_is_replaced_under_its_name_ends_the_reconciles_of_th
         await eventually(lambda: history == [("began", before)])
         running.discovery.engage(plane, uid="another")
         await eventually(lambda: history[1:] == [("ended", before), ("began", "another")])
+
+
+async def test_write_is_not_sent_to_the_former_endpoint_if_it_changes_while_the_write_waits_for_a_connection(
+    sandbox: MiloSandbox, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, connection = with_widgets(sandbox), Client._connection
+    endpoint = moved.access().server
+    outcomes: list[str] = []
+
+    async def connected_late(client: Client, *given: Any) -> Any:
+        found = await connection(client, *given)
+        if current_object.get() and not outcomes:
+            monkeypatch.setattr(plane, "access", moved.access)
+            running.discovery.update(plane.project, endpoint=endpoint)
+            engaged = running.fleet.get(plane.project)
+            assert engaged is not None
+            await eventually(lambda: engaged.current.endpoint == endpoint)
+        return found
+
+    async def reconcile(request: Request) -> None:
+        try:
+            await request.create("v1/configmaps", {"metadata": {"name": "made"}})
+        except NotLeading:
+            outcomes.append("refused")
+            raise
+        outcomes.append("created")
+
+    plane.create(widget("one"))
+    monkeypatch.setattr(Client, "_connection", connected_late)
+    async with reconciling(reconcile, plane) as running:
+        await eventually(lambda: outcomes == ["refused", "created"])
+    assert plane.find("v1/configmaps", "made") is None
+    assert moved.find("v1/configmaps", "made") is not None
 
 
 async def test_cluster_whose_endpoint_changes_is_listed_and_watched_there(

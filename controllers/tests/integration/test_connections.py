@@ -162,7 +162,7 @@ async def test_write_is_not_sent_if_the_lease_is_lost_while_it_waits_for_a_crede
     pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
     async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"", status=401)) as peer:
         first = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="first")
-        api = ClusterApi("alpha", Slow(first), pools, may_write=lambda: leads)
+        api = ClusterApi("alpha", Slow(first), pools, may_write=lambda _: leads)
         with pytest.raises(NotLeading, match="POST /api/v1/configmaps was not sent"):
             await api.send("POST", "/api/v1/configmaps", body={})
         await api.aclose()
@@ -174,7 +174,7 @@ async def test_write_is_not_sent_if_the_lease_is_lost_while_it_waits_for_a_conne
     pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
     async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"{}")) as peer:
         access = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="secret")
-        api = ClusterApi("alpha", Fixed(access), pools, may_write=lambda: not peer.accepted)
+        api = ClusterApi("alpha", Fixed(access), pools, may_write=lambda _: not peer.accepted)
         with pytest.raises(NotLeading, match="POST /api/v1/configmaps was not sent"):
             await api.send("POST", "/api/v1/configmaps", body={})
         assert await api.send("GET", "/api/v1/configmaps") == {}

@@ -370,11 +370,11 @@ class ApiServer:
             proxy=self._proxy,
             connect_timeout_s=connect_timeout_s,
             silence_s=silence_s,
-            sending=partial(self._sending, request),
+            sending=partial(self._sending, request, access.server),
         )
 
-    def _sending(self, request: ApiRequest) -> None:
-        """Called when a request is about to be sent."""
+    def _sending(self, request: ApiRequest, _server: str) -> None:
+        """Called when a request is about to be sent to the server of this URL."""
         request.sending()
 
     async def _keep(self, pool: Pool) -> None:

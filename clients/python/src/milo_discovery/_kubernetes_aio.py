@@ -18,16 +18,18 @@ from milo_kube.tls_identity import bound_handshakes
 
 _UNAUTHORIZED = 401
 _WATCH_GRACE_S = 30.0
-_RENEWER: ContextVar[AsyncRenewer | None] = ContextVar("_RENEWER", default=None)
-"""That of the API client whose request is sent; None for API clients with a copy of its configuration."""
+_TARGET: ContextVar[tuple[AsyncRenewer, str] | None] = ContextVar("_TARGET", default=None)
+"""The renewer of the API client whose request is sent, and the server; None for API clients with a copy of its
+configuration."""
 
 
 class ClusterRequest(aiohttp.ClientRequest):
-    """A request that is not sent if the engagement ended while it waited for a connection."""
+    """A request that is not sent if the engagement ended, or the cluster moved, while it waited for a connection."""
 
     async def send(self, conn: Any) -> aiohttp.ClientResponse:
-        if (renewer := _RENEWER.get()) is not None:
-            renewer.state()
+        if (target := _TARGET.get()) is not None:
+            renewer, server = target
+            renewer.require_present(server)
         return await super().send(conn)
 
 
@@ -120,7 +122,7 @@ class RenewingApiClient(ApiClient):
             "post_params": post_params,
             "_request_timeout": request_timeout(url, _request_timeout),
         }
-        _RENEWER.set(self._renewer)
+        _TARGET.set((self._renewer, access.server))
         response = await super().call_api(method, self._urls.moved(url, access.server), headers.copy(), **arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
@@ -131,6 +133,7 @@ class RenewingApiClient(ApiClient):
         if headers.get("authorization") in {None, used}:
             return response
         response.response.close()
+        _TARGET.set((self._renewer, newest.server))
         return await super().call_api(method, self._urls.moved(url, newest.server), headers, **arguments)
 
     def _headers(self, access: KubeconfigAccess, given: dict[str, str]) -> CIMultiDict[str]:

@@ -24,16 +24,17 @@ _UNAUTHORIZED = 401
 _MAX_IDLE_CONNECTIONS = 256
 
 
-_RENEWER: ContextVar[LoopBridge | None] = ContextVar("_RENEWER", default=None)
-"""That of the API client whose request is sent."""
+_TARGET: ContextVar[tuple[LoopBridge, str] | None] = ContextVar("_TARGET", default=None)
+"""The renewer of the API client whose request is sent, and the server."""
 
 
 class _ClusterConnection(HTTPSConnection):
-    """A connection over which no request is sent if the engagement ended while it was opened."""
+    """A connection over which no request is sent if the engagement ended, or the cluster moved, while it was opened."""
 
     def request(self, *given: Any, **named: Any) -> None:
-        if (renewer := _RENEWER.get()) is not None:
-            renewer.require_engaged()
+        if (target := _TARGET.get()) is not None:
+            renewer, server = target
+            renewer.require_present(server)
         super().request(*given, **named)
 
 
@@ -174,7 +175,7 @@ class RenewingSyncApiClient(ApiClient):
         access = self._renewer.access()
         headers = self._headers(access, header_params or {})
         arguments = {"body": body, "post_params": post_params, "_request_timeout": _request_timeout}
-        response = self._sent(method, self._urls.moved(url, access.server), headers.copy(), arguments)
+        response = self._sent(method, url, access.server, headers.copy(), arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
@@ -184,12 +185,14 @@ class RenewingSyncApiClient(ApiClient):
         if headers.get("authorization") in {None, used}:
             return response
         _finish(response)
-        return self._sent(method, self._urls.moved(url, newest.server), headers, arguments)
+        return self._sent(method, url, newest.server, headers, arguments)
 
-    def _sent(self, method: str, url: str, headers: urllib3.HTTPHeaderDict, arguments: dict[str, Any]) -> Any:
+    def _sent(
+        self, method: str, url: str, server: str, headers: urllib3.HTTPHeaderDict, arguments: dict[str, Any]
+    ) -> Any:
         """Send a request. Raises ApiException for a redirect: no other server may receive the credential."""
-        _RENEWER.set(self._renewer)
-        response = super().call_api(method, url, headers, **arguments)
+        _TARGET.set((self._renewer, server))
+        response = super().call_api(method, self._urls.moved(url, server), headers, **arguments)
         if 300 <= response.status < 400:
             _finish(response)
             raise ApiException(status=response.status, reason=f"{response.reason}: a redirect, which is not followed")

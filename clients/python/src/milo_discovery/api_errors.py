@@ -1,7 +1,7 @@
 """Errors of the API server of a cluster.
 
 ClusterApiError
-├── NotLeading              this replica no longer holds the Lease, or owns the cluster
+├── NotLeading              this replica no longer holds the Lease or owns the cluster, or that moved
 ├── Unreachable             the API server sent no usable response
 └── ApiError                the API server refused a request
     ├── NotFound
@@ -33,9 +33,9 @@ class ClusterApiError(Exception):
 
 
 class NotLeading(ClusterApiError):
-    """This replica no longer holds the Lease or owns the cluster, so nothing was written.
+    """This replica no longer holds the Lease or owns the cluster, or the cluster moved, so nothing was written.
 
-    Its reconciles are about to be canceled.
+    Its reconciles are about to be canceled or repeated.
     """
 
 

@@ -66,12 +66,12 @@ class ClusterApi(ApiServer):
         *,
         proxy: str | None = None,
         tracer: SpanTracer | None = None,
-        may_write: Callable[[], bool] = lambda: True,
+        may_write: Callable[[str], bool] = lambda _: True,
     ) -> None:
         """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each request is a span.
 
-        `may_write` is called when a request that can change an object is about to be sent, since the Lease may be lost
-        while it waits for a credential or a connection.
+        `may_write` is called with the URL of the server when a request that can change an object is about to be sent,
+        since the Lease may be lost, or the cluster move, while it waits for a credential or a connection.
         """
         super().__init__(_ClusterAccess(name, credentials), pools, proxy=proxy, response_limit=RESPONSE_LIMIT)
         self.name = name
@@ -150,11 +150,11 @@ class ClusterApi(ApiServer):
                 raise Unreachable("too_large", what)
             return answer.body
 
-    def _sending(self, request: ApiRequest) -> None:
-        if request.method != "GET" and not self._may_write():
-            lost = "this replica no longer holds the Lease or owns the cluster"
+    def _sending(self, request: ApiRequest, server: str) -> None:
+        if request.method != "GET" and not self._may_write(server):
+            lost = "this replica no longer holds the Lease or owns the cluster, or the cluster has moved"
             raise NotLeading(f"{request.method} {request.path} was not sent: {lost}")
-        super()._sending(request)
+        super()._sending(request, server)
 
     async def read_list(self, path: str, query: Query = ()) -> list[dict[str, Any]]:
         """Read a list in pages. Raises as `send` does, and ClusterApiError for a list that is too long."""

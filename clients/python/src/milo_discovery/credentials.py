@@ -105,6 +105,19 @@ class AsyncRenewer:
                 log.warning("credential of cluster %s not renewed: %s", self._name, error)
         return self.cache.state(_now(), self._endpoint())
 
+    def is_present(self, server: str) -> bool:
+        """Return whether the engaged cluster still has this server: a request may wait for a connection while it
+        moves. Always true without an engagement, since only that has the endpoint."""
+        current = self.cache.current
+        is_same = current.endpoint == self._endpoint() and current.access.server == server
+        return is_same or self._pushed is None
+
+    def require_present(self, server: str) -> None:
+        """Raise ClusterNotFound if the engagement has ended, and UnusableKubeconfig if the server is a former one."""
+        self.state()
+        if not self.is_present(server):
+            raise UnusableKubeconfig(f"the request was not sent: cluster {self._name} has moved from {server}; retry")
+
     def start_renewal(self) -> asyncio.Task[None]:
         """Return the renewal in flight, or start one."""
         if self._renewal is None or self._renewal.done():
@@ -191,9 +204,8 @@ class LoopBridge:
                 return self._wait_for(self._renewer.access)
         return self._renewer.cache.current.access
 
-    def require_engaged(self) -> None:
-        """Raise ClusterNotFound if the engagement has ended."""
-        self._renewer.state()
+    def require_present(self, server: str) -> None:
+        self._renewer.require_present(server)
 
     def access_after_401(self, refused: str | None) -> KubeconfigAccess:
         return self._wait_for(lambda: self._renewer.access_after_401(refused))
