@@ -10,7 +10,7 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from contextlib import ExitStack, asynccontextmanager, closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -369,11 +369,14 @@ def connected(directory: Path) -> socket.socket:
 def has_ended(connected: socket.socket) -> bool:
     """Return whether the daemon has closed the connection."""
     connected.setblocking(False)
-    with suppress(BlockingIOError):
+    try:
         while connected.recv(4096):
             pass  # the server's HTTP/2 settings
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:  # the daemon had not read what was sent
         return True
-    return False
+    return True
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:
