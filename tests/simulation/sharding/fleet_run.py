@@ -151,7 +151,14 @@ class FleetSimulation:
     def _add(self, name: str, disk: Disk | None = None) -> Replica:
         replica = Replica(self, name, len(self.replicas) + 1, disk)
         self.replicas.append(replica)
+        self._started()
         return replica
+
+    def _started(self) -> None:
+        """Allow for a member that has started: it observes anew for how long others are silent."""
+        view, living = self.lease_api.group.view, {replica.name for replica in self.living}
+        if view is not None and not living.issuperset(view.members):
+            self._disturb(EVICTION_S)
 
     def _later(self, work: Awaitable[None]) -> None:
         async def done() -> None:
@@ -300,6 +307,7 @@ class FleetSimulation:
                 await asyncio.sleep(away_s)
                 if not replica.is_dead:
                     replica.start()
+                    self._started()
 
             self._later(restart())
 
@@ -437,7 +445,7 @@ class FleetSimulation:
             case DisengageReason.NOT_READY if is_same:
                 # A daemon that resumes its watch sees former states of the object.
                 grace_s, since = self.traits.grace_s, truth.unready_since
-                is_early = since is None or now < since + grace_s - 0.1
+                is_early = now > truth.changed_at + SEEN_WITHIN_S if since is None else now < since + grace_s - 0.1
                 has_read_all = now >= self._lying_until + grace_s and replica.is_streaming_for(grace_s)
                 if not truth.was_unready or (is_early and grace_s and has_read_all):
                     self.breach(f"{name} was disengaged at {replica.name} as not ready, within its grace")
