@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import grpc
@@ -40,14 +40,6 @@ from milo_discoveryd.server.connections.connection_rates import (
     network,
     peer_address,
 )
-from milo_discoveryd.server.connections.handshake_queue import (
-    HANDSHAKE_S,
-    Begin,
-    ConnectionOrigin,
-    HandshakeQueue,
-    events_of,
-    has_left,
-)
 from milo_discoveryd.server.connections.header_blocks import MOST_BYTES, MOST_CONTINUATIONS, HeaderBlocks
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
@@ -55,16 +47,26 @@ from milo_discoveryd.server.connections.proxy import ProxySide, proxy
 from milo_discoveryd.server.connections.unread import UnreadLimit
 from milo_discoveryd.server.paced_audit import PacedAudit
 
+HANDSHAKE_S = 10.0
 HTTP2_FAILURE_S = 1.0
 """If gRPC closes a connection within this time, the client is assumed not to speak HTTP/2."""
 DESCRIPTORS_RETRY_S = 0.5
-_AT_ONCE = 32
-"""How many connections that are closed at once, or come from suspect networks, are accepted without a pause."""
+_CLOSED_AT_ONCE = 100
+"""How many connections that are closed at once are accepted without a pause."""
 ENDED_KEPT_S = 1.0
 """How long the peer of a closed connection is kept: gRPC still dispatches calls that it received before the close."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
 UNREAD = "its client did not read an answer or a stream for too long, or while too many others were sent"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    """Where a connection comes from, as far as it is known before it is authenticated."""
+
+    address: str
+    counts_as: str
+    """Whose connections it counts as: those of the user at a Unix socket, and of the network with TLS. Without either,
+    nobody knows, and it counts for itself: any process may use any address of loopback."""
 
 
 class _Peer(msgspec.Struct, frozen=True):
@@ -100,8 +102,6 @@ class Acceptor:
         self._tasks: dict[asyncio.Task[None], _Peer | None] = {}
         self._unread = UnreadLimit()
         self._audit = audit
-        self._handshakes: HandshakeQueue | None = None
-        """Those of TLS connections, while they are accepted."""
         self._running: asyncio.Task[None] | None = None
         self.is_stopping = False
         """Whether gRPC is being stopped. It then closes connections itself."""
@@ -143,7 +143,7 @@ class Acceptor:
 
     def __len__(self) -> int:
         """Return the number of connections, including unauthenticated ones."""
-        return len(self._tasks) + (0 if self._handshakes is None else len(self._handshakes))
+        return len(self._tasks)
 
     async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
         peer = self._peers.get(context.peer())
@@ -205,90 +205,64 @@ class Acceptor:
         return UnauthenticatedError(reason, problem)
 
     async def _run(self, sockets: Sequence[socket.socket]) -> None:
-        with ExitStack() as stack:
+        with ExitStack() as closing:
             for listening in sockets:
                 listening.setblocking(False)
-                stack.enter_context(listening)
+                closing.enter_context(listening)
             async with asyncio.TaskGroup() as tasks:
-                begin = partial(self._begin, tasks)
-                self._handshakes = HandshakeQueue(self._listener.connections, begin, self._dropped)
-                with closing(self._handshakes):
-                    async with asyncio.TaskGroup() as accepting:
-                        for listening in sockets:
-                            name = f"accepting at {self._listener.name}"
-                            accepting.create_task(self._accept(listening, begin), name=name)
+                for listening in sockets:
+                    tasks.create_task(self._accept(listening, tasks), name=f"accepting at {self._listener.name}")
 
-    async def _accept(self, listening: socket.socket, begin: Begin) -> None:
-        loop, hurried = asyncio.get_running_loop(), 0
+    async def _accept(self, listening: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        loop, closed = asyncio.get_running_loop(), 0
         while True:
             try:
-                try:
-                    connected, address = listening.accept()
-                except BlockingIOError:
-                    connected, address = await loop.sock_accept(listening)
-                else:
-                    connected.setblocking(False)
+                connected, address = await loop.sock_accept(listening)
             except ConnectionError:  # the client disconnected while in the backlog
                 continue
             except OSError as error:
                 if error.errno not in _DESCRIPTORS_EXHAUSTED:
                     raise
-                self._refused(ConnectionOrigin("", ""), f"accept failed: {error.strerror}")
+                self._refused(_Origin("", ""), f"accept failed: {error.strerror}")
                 await asyncio.sleep(DESCRIPTORS_RETRY_S)
                 continue
+            is_served = False
             try:
-                may_others_wait = not self._admit(connected, peer_address(address), begin)
+                is_served = self._admit(connected, peer_address(address), tasks)
             except Exception:
                 log.exception("connection failed", listener=self._listener.name)
+            if not is_served:
+                # A client that connects in a loop would fill the backlog, and lock others out.
                 connected.close()
-                may_others_wait = True
-            # A client that connects in a loop would fill the backlog, and lock others out.
-            hurried += may_others_wait
-            if not may_others_wait or hurried % _AT_ONCE == 0:
+                closed += 1
+            if is_served or closed % _CLOSED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # accept does not yield to the event loop if a connection is waiting
 
-    def _admit(self, connected: socket.socket, address: str, begin: Begin) -> bool:
-        """Serve the connection at once or in its turn, or close it. Return whether the event loop has a turn then."""
-        events = events_of(connected)
-        if events & (select.POLLHUP | select.POLLERR):
-            connected.close()
+    def _admit(self, connected: socket.socket, address: str, tasks: asyncio.TaskGroup) -> bool:
+        """Serve the connection, or return False if it is to be closed."""
+        if _has_hung_up(connected):
             return False
-        origin = ConnectionOrigin(address, self._counts_as(connected, address))
+        origin = _Origin(address, self._counts_as(connected, address))
         if not self._rate_limiter.admit(origin.counts_as, time.monotonic()):
-            connected.close()
             self._refused(origin, f"connection rate limit reached for {origin.counts_as}")
             return False
-        if self._tls is None or self._handshakes is None:
-            begin(connected, origin)
-            return True
-        if has_left(events):
-            connected.close()
-            self._failed(origin)
-            return False
-        is_suspect = self._handshakes.is_suspect(origin)
-        self._handshakes.add(connected, origin, has_sent=bool(events))
-        return not is_suspect
-
-    def _begin(
-        self, tasks: asyncio.TaskGroup, connected: socket.socket, origin: ConnectionOrigin
-    ) -> asyncio.Task[None]:
         task = tasks.create_task(self._serve(connected, origin), name=f"connection at {self._listener.name}")
         self._tasks[task] = None
-        task.add_done_callback(partial(self._ended, connected))
-        return task
+        task.add_done_callback(self._ended)
+        if (evicted := self._slots.admit(task, origin.counts_as)) is not None:
+            evicted.cancel("evicted before it was authenticated, for a newer connection")
+        return True
 
     def _counts_as(self, connected: socket.socket, address: str) -> str:
         if self._tls is not None:
             return network(address)
         return f"uid {peer_uid(connected)}" if connected.family == socket.AF_UNIX else address
 
-    def _ended(self, connected: socket.socket, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._slots.remove(task)
-        if self._handshakes is not None:
-            self._handshakes.ended(connected)
 
-    async def _serve(self, connected: socket.socket, origin: ConnectionOrigin) -> None:
+    async def _serve(self, connected: socket.socket, origin: _Origin) -> None:
         side = ProxySide(self._unread)
         side.header_blocks = HeaderBlocks()
         peer: _Peer | None = None
@@ -296,8 +270,6 @@ class Acceptor:
         assert task is not None
         try:
             peer = await self._authenticated(connected, origin, side, task)
-            if self._handshakes is not None:
-                self._handshakes.authenticated(connected)
             self._refused_calls.admit(peer.owners, time.monotonic())
             if (evicted := self._slots.authenticate(task, peer.owners)) is not None:
                 evicted.cancel(TAKEN)
@@ -311,18 +283,18 @@ class Acceptor:
         except (ConnectionLimitError, _NotHttp2Error, ValueError, OSError) as error:
             # After authentication, an OSError is a fault of the daemon and not of the client.
             if peer is None or not isinstance(error, OSError):
-                self._failed(origin)
+                self._rate_limiter.failed(origin.counts_as, time.monotonic())
             self._refused(origin, str(error) or type(error).__name__)
         except PausedError as error:
             assert peer is not None
-            self._failed(origin)
+            self._rate_limiter.failed(origin.counts_as, time.monotonic())
             self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
         except asyncio.CancelledError as error:
             if peer is not None and error.args:
                 reason = _EXCESS if error.args[0] == EXCESS else CONNECTION_REFUSED
                 self._audit.refused(peer.caller, "", reason, problem=str(error))
             elif error.args:
-                self._failed(origin)
+                self._rate_limiter.failed(origin.counts_as, time.monotonic())
                 self._refused(origin, str(error))
             raise
         except Exception:
@@ -333,21 +305,12 @@ class Acceptor:
                 self._queue.forget(side, peer.owners)
             side.drop(connected)
 
-    def _failed(self, origin: ConnectionOrigin) -> None:
-        self._rate_limiter.failed(origin.counts_as, time.monotonic())
-        if self._handshakes is not None:
-            self._handshakes.failed(origin)
-
-    def _dropped(self, origin: ConnectionOrigin, problem: str) -> None:
-        self._failed(origin)
-        self._refused(origin, problem)
-
-    def _refused(self, origin: ConnectionOrigin, problem: str) -> None:
+    def _refused(self, origin: _Origin, problem: str) -> None:
         caller = Caller(listener=self._listener.name, peer=origin.address)
         self._audit.refused(caller, "", CONNECTION_REFUSED, problem=problem)
 
     async def _authenticated(
-        self, connected: socket.socket, origin: ConnectionOrigin, side: ProxySide, task: "asyncio.Task[None]"
+        self, connected: socket.socket, origin: _Origin, side: ProxySide, task: "asyncio.Task[None]"
     ) -> _Peer:
         if self._tls is not None:
             return await self._by_certificate(connected, origin, side, task)
@@ -361,7 +324,7 @@ class Acceptor:
         return _Peer(caller, (origin.counts_as,), task)
 
     async def _by_certificate(
-        self, connected: socket.socket, origin: ConnectionOrigin, side: ProxySide, task: "asyncio.Task[None]"
+        self, connected: socket.socket, origin: _Origin, side: ProxySide, task: "asyncio.Task[None]"
     ) -> _Peer:
         from milo_discoveryd.identity.certificate_names import certificate_names  # noqa: PLC0415 - 8 MB of cryptography
 
@@ -397,3 +360,10 @@ class Acceptor:
                         raise _NotHttp2Error("gRPC closed the connection at once: the client may not speak HTTP/2")
         finally:
             asyncio.get_running_loop().call_later(ENDED_KEPT_S, self._peers.pop, name)
+
+
+def _has_hung_up(connected: socket.socket) -> bool:
+    """Return whether the client of a Unix socket has closed the connection. With TCP, only a read shows it."""
+    poll = select.poll()
+    poll.register(connected, 0)
+    return bool(poll.poll(0))

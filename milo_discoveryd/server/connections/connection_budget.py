@@ -12,6 +12,9 @@ T = TypeVar("T", bound=Hashable)
 
 CONNECTION_REFUSED = "CONNECTION_REFUSED"
 TAKEN = "evicted at the connection limit, for a caller with fewer connections"
+UNAUTHENTICATED = 128
+"""Maximum number of unauthenticated connections of a listener. A handshake takes few round trips."""
+_FEW = 8
 RESERVED = 512
 """File descriptors, at most half of all, reserved for API servers, probes, commands, files and the HTTP port. Without
 the reserve, many clients could keep the daemon from reconnecting to its API server."""
@@ -38,16 +41,37 @@ class ConnectionSlots(Generic[T]):
     When all slots are taken, a new connection replaces the newest connection of the owner with the most connections, if
     that owner has at least two more connections than the owner of the new one. Otherwise a new connection whose owner
     has no others replaces the connection that has been idle for longest. So one owner may have all slots, and an owner
-    without connections is refused only while every other owner has just one and none is idle.
+    without connections is refused only while every other owner has just one and none is idle. Unauthenticated
+    connections have separate slots, about an eighth of the limit; one network may use half of them.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._unauthenticated: dict[T, str] = {}
+        """The networks of the unauthenticated connections, the oldest first."""
         self._authenticated: dict[T, frozenset[str]] = {}
         self._owners: Counter[str] = Counter()
         self._calls: Counter[T] = Counter()
         self._idle: dict[T, None] = {}
         """The authenticated connections without calls; the one that has been idle for longest is first."""
+
+    def admit(self, connection: T, network: str) -> T | None:
+        """Add an unauthenticated connection. Return the connection that it evicts, if any: at the limit for all
+        networks together, the oldest connection of the network with the most connections; at the limit per network, the
+        oldest connection of the given network."""
+        evicted, networks = None, Counter(self._unauthenticated.values())
+        limit = min(self._limit, max(_FEW, self._limit // 8), UNAUTHENTICATED)
+        if len(self._unauthenticated) >= limit:
+            evicted = self._oldest_of(networks.most_common(1)[0][0])
+        elif networks[network] >= max(1, limit // 2):
+            evicted = self._oldest_of(network)
+        if evicted is not None:
+            del self._unauthenticated[evicted]
+        self._unauthenticated[connection] = network
+        return evicted
+
+    def _oldest_of(self, network: str) -> T:
+        return next(connection for connection, its_network in self._unauthenticated.items() if its_network == network)
 
     def authenticate(self, connection: T, owners: Iterable[str]) -> T | None:
         """Count the connection for each of its owners: a certificate with more names gets no larger share.
@@ -70,6 +94,7 @@ class ConnectionSlots(Generic[T]):
             else:
                 raise ConnectionLimitError(f"connection limit ({self._limit}) of the listener reached")
             self.remove(evicted)
+        self._unauthenticated.pop(connection, None)
         self._authenticated[connection] = owners
         self._owners.update(owners)
         return evicted
@@ -85,6 +110,7 @@ class ConnectionSlots(Generic[T]):
             self._idle[connection] = None
 
     def remove(self, connection: T) -> None:
+        self._unauthenticated.pop(connection, None)
         self._idle.pop(connection, None)
         self._calls.pop(connection, None)
         for owner in self._authenticated.pop(connection, ()):
@@ -93,7 +119,7 @@ class ConnectionSlots(Generic[T]):
                 del self._owners[owner]
 
     def __len__(self) -> int:
-        return len(self._authenticated)
+        return len(self._unauthenticated) + len(self._authenticated)
 
 
 class ConnectionLimitError(Exception):

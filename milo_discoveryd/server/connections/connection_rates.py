@@ -104,10 +104,3 @@ def network(peer: str) -> str:
     address = ip_address(host)
     mapped = getattr(address, "ipv4_mapped", None)
     return f"ipv4:{mapped}" if mapped else str(IPv6Network((int(address), 64), strict=False))
-
-
-def neighborhood(network: str) -> str:
-    """Return the /24 of an IPv4 address, or the /48 of a /64 of IPv6, which one site can own; another as it is."""
-    if network.startswith("ipv4:"):
-        return network.rpartition(".")[0]
-    return str(IPv6Network(network).supernet(new_prefix=48)) if network.endswith("/64") else network

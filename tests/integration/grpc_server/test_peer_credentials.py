@@ -10,7 +10,7 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -369,14 +369,11 @@ def connected(directory: Path) -> socket.socket:
 def has_ended(connected: socket.socket) -> bool:
     """Return whether the daemon has closed the connection."""
     connected.setblocking(False)
-    try:
+    with suppress(BlockingIOError):
         while connected.recv(4096):
             pass  # the server's HTTP/2 settings
-    except BlockingIOError:
-        return False
-    except ConnectionResetError:  # the daemon had not read what was sent
         return True
-    return True
+    return False
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:

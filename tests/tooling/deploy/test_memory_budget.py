@@ -9,7 +9,7 @@ from milo_discoveryd.rights.quota import FILTER_BYTES
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
 from milo_discoveryd.server.calls.requests import MAX_REQUEST_BYTES, MAX_VALUES, VALUE_BYTES
-from milo_discoveryd.server.connections.handshake_turns import HandshakeTurns
+from milo_discoveryd.server.connections.connection_budget import ConnectionSlots
 from milo_discoveryd.telemetry.http import CONNECTIONS
 from milo_discoveryd.wiring.listeners import listeners
 from milo_kube.http.server import HELD_LIMIT, LARGEST_HELD, REQUEST_LIMIT
@@ -22,8 +22,6 @@ CONNECTION = 96 * _KIB
 """Twice the memory of an authenticated, proxied and idle TLS connection."""
 HANDSHAKE = 192 * _KIB
 """A TLS handshake of which as many bytes were received as are accepted."""
-WAITING = 64 * _KIB
-"""What the kernel keeps of a connection that nobody reads from."""
 STREAM = 40 * _KIB
 """An open stream without a filter takes 36 KiB."""
 CALL = 56 * _KIB
@@ -41,12 +39,11 @@ def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(monkeypatch: pyt
     settings = load({}, {"MILO_DISCOVERYD_LISTEN": ",".join(f"unix:///run/{number}" for number in range(count))}, None)
     found = listeners(settings)
     connections = sum(listener.connections for listener in found)
-    handshakes, waiting = map(sum, zip(*(unauthenticated(listener.connections) for listener in found), strict=True))
+    handshakes = sum(unauthenticated(listener.connections) for listener in found)
     worst = (
         PROCESS
         + connections * CONNECTION
         + handshakes * HANDSHAKE
-        + waiting * WAITING
         + settings.limits.streams * STREAM
         + FILTER_BYTES
         + count * calls_in_flight(count) * CALL
@@ -67,15 +64,8 @@ def calls_in_flight(listeners: int, request_bytes: int = 0) -> int:
     return len(calls)
 
 
-def unauthenticated(limit: int) -> tuple[int, int]:
-    """Return how many handshakes of different networks a listener keeps, and how many connections that wait for one."""
-    turns: HandshakeTurns[int] = HandshakeTurns(limit)
-    handshakes = waiting = 0
-    for number in range(2 * limit + 1):
-        turns.arrive(number, str(number))
-        if (last := turns.hear(number)) is not None:
-            turns.remove(last)
-            waiting = len(turns)
-    while turns.next(0.0).begun is not None:
-        handshakes += 1
-    return handshakes, waiting
+def unauthenticated(limit: int) -> int:
+    """Return how many unauthenticated connections from different networks a listener keeps."""
+    slots: ConnectionSlots[int] = ConnectionSlots(limit)
+    evicted = (slots.admit(number, str(number)) for number in range(limit + 1))
+    return sum(connection is None for connection in evicted)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from milo_discoveryd.server.connections.connection_budget import (
     DESCRIPTORS,
     RESERVED,
+    UNAUTHENTICATED,
     ConnectionLimitError,
     ConnectionSlots,
     fit_connections,
@@ -53,11 +54,48 @@ def test_connection_budget_is_at_least_one_and_at_most_the_setting(listeners: li
     assert [fitted.address for fitted in found] == [asked.address for asked in listeners]
 
 
+def admitted(slots: ConnectionSlots[int], network: str, *numbers: int) -> list[int | None]:
+    return [slots.admit(number, network) for number in numbers]
+
+
+def test_unauthenticated_connections_are_limited_to_an_eighth_of_the_slots_and_to_half_of_that_per_network() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(80)
+    assert admitted(slots, "a", *range(7)) == [*[None] * 5, 0, 1]
+    assert admitted(slots, "b", *range(7, 12)) == [None] * 5
+    assert admitted(slots, "a", 12) == [2]
+
+
+def test_unauthenticated_connections_may_take_all_slots_of_a_small_budget() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(4)
+    assert admitted(slots, "a", 0, 1, 2, 3) == [None, None, 0, 1]
+    assert admitted(slots, "b", 4, 5) == [None, None]
+    for number in (2, 3):
+        slots.authenticate(number, [str(number)])
+    assert admitted(slots, "a", 6, 7) == [None, None]
+
+
+def test_new_connection_evicts_oldest_unauthenticated_connection_of_the_network_with_the_most_of_them() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(4)
+    assert admitted(slots, "a", 0, 1) == [None, None]
+    assert admitted(slots, "b", 2) == [None]
+    assert admitted(slots, "c", 3) == [None]
+    assert admitted(slots, "d", 4) == [0]
+    assert admitted(slots, "e", 5) == [1]
+
+
+def test_unauthenticated_connections_have_a_fixed_maximum() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(100_000)
+    evicted = [slots.admit(number, str(number)) for number in range(2 * UNAUTHENTICATED)]
+    assert evicted == [*[None] * UNAUTHENTICATED, *range(UNAUTHENTICATED)]
+
+
 def taken(slots: ConnectionSlots[int], number: int, *owners: str) -> int | None:
     """Authenticate a connection; return the connection that loses its slot to it, or None, or -1 if it is refused."""
+    slots.admit(number, str(number))
     try:
         return slots.authenticate(number, owners)
     except ConnectionLimitError:
+        slots.remove(number)
         return -1
 
 

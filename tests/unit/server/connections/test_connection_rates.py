@@ -11,7 +11,6 @@ from milo_discoveryd.server.connections.connection_rates import (
     ConnectRateLimiter,
     PausedError,
     RefusedCallLimiter,
-    neighborhood,
     network,
     peer_address,
 )
@@ -115,15 +114,3 @@ def test_owner_with_too_many_calls_waits_without_affecting_other_owners() -> Non
     assert limiter.take(["uid 2"], 100, 0.0) == 0.0
     assert limiter.take(["uid 2", "uid 1"], 100, 0.0) == pytest.approx(100 / CALL_RATE.per_second)
     assert limiter.take(["uid 1"], 1, 0.1) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("peer", "expected"),
-    [
-        ("ipv4:10.1.2.3:50000", "ipv4:10.1.2"),
-        ("ipv6:[2001:db8:1:2::3]:50000", "2001:db8:1::/48"),
-        ("unix:", "unix:"),
-    ],
-)
-def test_neighborhood_of_a_network_is_its_24_or_48(peer: str, expected: str) -> None:
-    assert neighborhood(network(peer)) == expected
