@@ -93,7 +93,7 @@ class AffectedObjects:
 
     def take_unmapped(self, complete: str) -> Iterator[tuple[AffectedCluster, CacheKey]]:
         """Yield the caches with changes that were not mapped since the last call and may be now, because a cache of the
-        cluster `complete` is, each with its cluster."""
+        cluster `complete` is, or will never be, each with its cluster."""
         for name, incarnation, key in self._unmapped.pop(complete, set()) | self._unmapped.pop("", set()):
             member = self._members.get(name)
             if member is not None and member.incarnation == incarnation:
@@ -118,8 +118,6 @@ class AffectedObjects:
                 self._lost.setdefault(member.cluster.name, {}).setdefault(key, set()).update(named)
             for unmapped in self._unmapped.values():
                 unmapped.discard(cache)
-        if waiting := self._unmapped.pop(member.cluster.name, None):  # for a cache that will never be complete
-            self._unmapped.setdefault("", set()).update(waiting)
         draining = member.cluster.draining
         reason = member.cluster.disengage_reason or (draining and draining.reason)
         ended = [member.cluster.name] if reason in _ENDED else []

@@ -104,6 +104,7 @@ class Controller:
         self.queue.drop(member.cluster.name, member.incarnation)
         self.failures.drop(member.cluster.name, member.incarnation)
         self._resync_for((), self._affected.drop(member))
+        self.resync_unmapped(member.cluster.name)
 
     def resume(self) -> None:
         """Start reconciling. A new controller is paused."""
@@ -153,7 +154,7 @@ class Controller:
 
     def resync_unmapped(self, complete: str) -> None:
         """Enqueue what may be affected by changes that could not be mapped. Called when a cache of the cluster
-        `complete` is complete: it may be the one that the mapper reads."""
+        `complete` is complete, or will never be: it may be the one that the mapper reads."""
         unmapped = list(self._affected.take_unmapped(complete))
         read = self._shared.members.get(complete)
         self._resync_for(unmapped, [read] if unmapped and read is not None else ())

@@ -323,7 +323,6 @@ async def test_object_of_another_cluster_is_reconciled_once_the_cache_that_its_m
         assert not controller.queue
         if ends:
             controller.drop(members.pop("other"))
-            controller.resync_unmapped("hub")
         else:
             controller.resync_unmapped("spoke")
         await eventually(lambda: len(reconciled) == 4)
