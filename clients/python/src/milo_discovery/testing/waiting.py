@@ -33,14 +33,14 @@ class FakeClock:
 
 @contextmanager
 def fake_clock() -> Iterator[FakeClock]:
-    """Replace the clock of the running event loop until the end of the block; the wall clock is unaffected."""
+    """Yield a clock of the running event loop that the test can advance; the wall clock is unaffected.
+
+    The clock stays ahead after the block, since timers were set by it.
+    """
     loop = asyncio.get_running_loop()
     clock = FakeClock(loop)
     loop.time = clock.time  # type: ignore[method-assign]
-    try:
-        yield clock
-    finally:
-        del loop.time  # Remove the override, so that the method of the class is used again.
+    yield clock
 
 
 ResultT = TypeVar("ResultT")
