@@ -23,7 +23,13 @@ from milo_kube.user_code import call
 log = logging.getLogger("milo_controllers")
 
 _ENDED = frozenset(
-    {DisengageReason.DELETED, DisengageReason.REMOVED, DisengageReason.LABELS_CHANGED, DisengageReason.REVOKED}
+    {
+        DisengageReason.DELETED,
+        DisengageReason.REMOVED,
+        DisengageReason.LABELS_CHANGED,
+        DisengageReason.REVOKED,
+        DisengageReason.UNSPECIFIED,  # such as missing after a reconnect: it may have been deleted
+    }
 )
 _ALL = ""
 _MOST_NAMED = 100

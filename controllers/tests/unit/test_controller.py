@@ -338,6 +338,7 @@ async def test_object_of_another_cluster_is_reconciled_once_the_cache_that_its_m
         (DisengageReason.REPLACED, False),
         (DisengageReason.DELETED, False),
         (DisengageReason.DELETED, True),
+        (DisengageReason.UNSPECIFIED, False),
     ],
 )
 async def test_objects_that_a_cluster_has_named_are_reconciled_after_its_return_or_its_end(
@@ -378,7 +379,7 @@ async def test_objects_that_a_cluster_has_named_are_reconciled_after_its_return_
         else:
             spoke.cluster.disengage_reason = reason
         controller.drop(spoke)
-        if reason is not DisengageReason.DELETED:
+        if reason not in (DisengageReason.DELETED, DisengageReason.UNSPECIFIED):
             members["spoke"] = spoke
             spoke.cluster.disengage_reason = None
             controller.listed(spoke)
