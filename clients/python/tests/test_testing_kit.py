@@ -159,6 +159,11 @@ async def test_eventually_returns_the_first_true_result():
     assert await eventually(slowly) == "slowly"
 
 
+async def test_eventually_ends_if_its_check_does_not():
+    with pytest.raises(TimeoutError, match="the check did not return in time"):
+        await eventually(asyncio.Event().wait, within_s=0.05)
+
+
 async def test_eventually_retries_failed_assertions_and_raises_the_last_one():
     calls = 0
 
@@ -183,6 +188,22 @@ def test_eventually_blocking_works_without_an_event_loop():
         eventually_blocking(lambda: 1 // 0, within_s=0.0)
     with pytest.raises(TimeoutError):
         eventually_blocking(lambda: None, within_s=0.0)
+
+
+async def test_fake_discovery_disengages_a_cluster_at_once_if_the_fleet_does_not_confirm_releases(
+    alpha: ControlPlane,
+):
+    discovery = FakeDiscovery(alpha)
+    fleet, seen = Fleet(discovery, confirm_releases=False), []
+
+    @fleet.on_disengage
+    async def disengaged(cluster: EngagedCluster) -> None:
+        seen.append((cluster.disengage_reason, cluster.draining))
+
+    async with fleet:
+        await fleet.synced()
+        discovery.drain("alpha")
+        await eventually(lambda: seen == [(DisengageReason.NOT_READY, None)])
 
 
 async def test_fake_discovery_drains_a_cluster_until_it_is_released(alpha: ControlPlane):

@@ -43,6 +43,7 @@ class FakeDiscovery:
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
         self._lost: dict[str, tuple[Cluster, ControlPlane]] = {}
         self._incarnations = 0
+        self._confirms_releases = True
         self.lifetimes: dict[str, timedelta] = {}
         """The lifetime of new kubeconfigs, by engaged cluster."""
         self.issued = 0
@@ -83,7 +84,11 @@ class FakeDiscovery:
         self._feed.put_nowait(Event(type=EventType.DISENGAGED, cluster=cluster, reason=reason))
 
     def drain(self, name: str, reason: DisengageReason = DisengageReason.NOT_READY) -> None:
-        """Begin a planned disengagement, which ends when the Fleet has released the cluster."""
+        """Begin a planned disengagement, which ends when the Fleet has released the cluster: at once if it does not
+        confirm releases."""
+        if not self._confirms_releases:
+            self.disengage(name, reason)
+            return
         deadline = datetime.now(UTC) + timedelta(hours=1)
         self.update(name, draining=Draining(reason=reason, deadline=deadline))
 
@@ -127,7 +132,8 @@ class FakeDiscovery:
 
     def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[_Feed]:
         """Return the feed for a Fleet."""
-        return _opened(_Feed(self._feed, self._release, "fleet" if options.get("confirm_releases") else ""))
+        self._confirms_releases = options.get("confirm_releases", False)
+        return _opened(_Feed(self._feed, self._release, "fleet" if self._confirms_releases else ""))
 
     async def end_subscription(self, subscriber: str) -> None:
         """Do nothing: there is no daemon to notify."""

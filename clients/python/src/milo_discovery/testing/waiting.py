@@ -59,12 +59,25 @@ async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, withi
         outcome: ResultT | Exception
         try:
             called = check()
-            outcome = await called if inspect.isawaitable(called) else called
+            outcome = await _result(called, deadline) if inspect.isawaitable(called) else called
         except Exception as error:  # noqa: BLE001  (raised at the deadline)
             outcome = error
         if _is_final(outcome, deadline, within_s):
             return outcome  # type: ignore[return-value]  # errors are raised
         await asyncio.sleep(_INTERVAL_S)
+
+
+async def _result(called: Awaitable[ResultT], deadline: float) -> ResultT:
+    """Return the result. Raises TimeoutError at the deadline, which a fake clock does not advance."""
+    task = asyncio.ensure_future(called)
+    try:
+        while not task.done():
+            if time.monotonic() >= deadline:
+                raise TimeoutError("the check did not return in time")
+            await asyncio.wait([task], timeout=_INTERVAL_S)
+        return task.result()
+    finally:
+        task.cancel()
 
 
 def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 60.0) -> ResultT:
