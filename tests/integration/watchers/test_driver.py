@@ -523,10 +523,10 @@ async def test_deletion_is_confirmed_while_every_watch_expires() -> None:
     first = ScriptedResponse(
         *(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True)
     )
-    server_script.watches = [first, *[answering(lambda: error_status(410, "Expired"))] * 8]
-    server_script.lists = [listing(6 + number, project("beta", 1)) for number in range(4)]
+    server_script.watches = [first, *[answering(lambda: error_status(410, "Expired"))] * 10_000]
+    server_script.lists = [listing(6 + number, project("beta", 1)) for number in range(10_000)]
     found = answering(lambda: web.json_response(project("beta", 1)))
-    server_script.reads = [gone("alpha"), found]
+    server_script.reads = [gone("alpha"), found] * 100
     async with running(server_script, ReflectorPolicy(backoff=QUICK, streaming_lists=True)) as run:
         await run.synced()
         first.end()
