@@ -60,6 +60,7 @@ FULL = Scale(name="full")
 QUICK = Scale(
     name="quick",
     with_go=False,
+    small=500,
     clusters=1_000,
     large=2_000,
     latency_writes=100,

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 WALL_AT_ZERO = 1_800_000_000.0
+MOST_TURNS = 10_000
+"""Turns of the loop at one moment, after which a task that yields without end is assumed."""
 
 
 class NothingLeftError(RuntimeError):
@@ -39,6 +41,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self, random: Random) -> None:
         super().__init__()
         self._now = 0.0
+        self._turns = 0
         self.slept_s = 0.0
         """The time for which the host was suspended; `time` excludes it."""
         self.wall_ahead_s = 0.0
@@ -67,10 +70,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if not scheduled:
                 raise NothingLeftError("deadlock: all tasks wait, and no timer is due")
             self._now = max(self._now, scheduled[0]._when)
+            self._turns = 0
         while scheduled and scheduled[0]._when <= self._now:
             handle = heappop(scheduled)
             handle._scheduled = False
             ready.append(handle)
+        self._turns += 1
+        if self._turns > MOST_TURNS:
+            self._turns = 0
+            raise NothingLeftError("livelock: a task yields without end, and the clock stands still")
         turns = list(ready)
         ready.clear()
         if len(turns) > 1:

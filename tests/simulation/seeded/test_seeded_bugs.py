@@ -67,7 +67,7 @@ BUGS: list[tuple[str, type | ModuleType, str, Any]] = [
     ("a-grace-ends-while-the-source-is-lost", NotReadyClusters, "pause", _nothing),
     ("a-restart-forgets-the-version", ObjectCollection, "end_restore", _without_version),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
-    ("a-reader-that-resumes-gets-a-snapshot", Cursor, "is_following", property(_no)),
+    ("a-batch-that-waits-for-room-is-lost", Cursor, "return_to", _nothing),
     ("what-has-ended-is-issued", HeldCredential, "left_s", _for_ever),
     ("one-lease-serves-all-clusters-of-a-name", Minter, "key", _of_the_name),
     ("what-a-cluster-had-outlives-it", Minter, "drop", _no),
