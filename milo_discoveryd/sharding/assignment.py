@@ -14,7 +14,7 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.logger import log
-from milo_discoveryd.model.cluster import Cluster, source_of
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, source_of
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.leases import View
@@ -174,7 +174,7 @@ class FleetAssignment:
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
         self._unreached: dict[str, float] = {}
-        """Until when a subscriber without a stream may work in clusters that have ended without a drain."""
+        """Until when a subscriber without a stream may work in clusters that have ended without a move."""
         fleet.changes.add_listener(EventType.DISENGAGED, self._ended)
         for source in fleet.sources:
             source.await_assignment(STARTING)
@@ -237,8 +237,9 @@ class FleetAssignment:
         return chain(filter(self._is_lost, ending), filter(self._is_engaged, unassigned))
 
     def _ended(self, cluster: Cluster) -> None:
-        # A drain waits by itself, and with the ownership of this daemon ends that of its subscribers.
-        if cluster.draining is None and not any(source.clusters.is_lost for source in self._fleet.sources):
+        # A move waits by itself, and with the ownership of this daemon ends that of its subscribers.
+        has_moved = cluster.draining is not None and cluster.draining.reason is DisengageReason.MOVED
+        if not has_moved and not any(source.clusters.is_lost for source in self._fleet.sources):
             now = steady_now()
             if (until := self._fleet.releases.unreached_until(cluster, now)) > now:
                 self._unreached[cluster.target.name] = until

@@ -174,6 +174,21 @@ async def test_cluster_that_ended_without_a_message_to_its_subscriber_is_engaged
     assert lost(assignment) == set()
 
 
+async def test_cluster_whose_drain_ended_while_its_subscriber_had_no_stream_is_engaged_elsewhere_later() -> None:
+    """Found by a reader: a cluster drained because it was not ready, moved, and two operators worked in it."""
+    source, assignment = listed("x", drain_timeout_s=1.0)
+    assign(assignment, ALONE)
+    subscription = Subscription(KEY, "", Filter(confirms_releases=True))
+    source.changes.subscribe(subscription)
+    source.changes.unsubscribe(subscription)
+    apply(source, ObjectChanged(not_ready("x", uid="x")))
+    assign(assignment, GONE)
+    assert lost(assignment) == {"x"}
+    now = changes.steady_now()
+    source.changes.publish(source.engagements.end_drain("x", changes.moment(now)), now)
+    assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
+
+
 async def test_lost_ownership_has_ended_for_subscribers_without_a_stream_too() -> None:
     source, assignment = listed("x")
     assign(assignment, ALONE)
