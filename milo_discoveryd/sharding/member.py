@@ -553,6 +553,8 @@ class Member:
             case Lost() as lost:
                 self._enter(msgspec.structs.replace(lost, rejoin_at=max(quiet_at, lost.acknowledge_at)))
             case Holding(tenure):
+                if tenure.claim is not None:  # a subscriber without a stream works until the fence
+                    quiet_at = max(quiet_at, self.fence_at + self._timing.margin_s)
                 ended = tenure.interrupted(quiet_at)
                 self._enter(
                     Lost(

@@ -26,6 +26,10 @@ def test_simulation_of_fleets_has_one_owner_of_each_cluster_and_ends_nothing_tha
     assert sum(outcome.regained_meanwhile for outcome in outcomes) > 0
 
 
+def test_seed_of_fleets_that_found_two_owners_passes() -> None:
+    assert simulate_fleets(70_000_622).breaches == []
+
+
 def test_simulation_of_fleets_is_reproducible_by_seed() -> None:
     assert simulate_fleets(7).history == simulate_fleets(7).history
     assert simulate_fleets(7).history != simulate_fleets(8).history

@@ -781,6 +781,19 @@ def test_deletion_of_the_own_lease_is_found_by_a_write_at_once() -> None:
     driver.run_until(lambda: is_settled(driver, *"ab"))
 
 
+def test_member_whose_lease_was_deleted_joins_again_once_operators_without_a_stream_have_ended() -> None:
+    """Found by the simulation of seed 70000622: its former clusters moved, while its operator still counted 20 s."""
+    driver = settled("a", "b")
+    member = driver.members["a"]
+    owned, fence_at = driver.owned("a"), member.fence_at
+    driver.run_until(lambda: member.fence_at > fence_at)
+    fence_at = member.fence_at
+    driver.api.delete("a", driver.now)
+    driver.run_until(lambda: member.state.terms == 2 or driver.owned("b") & owned)
+    assert driver.now >= fence_at + TIMING.margin_s
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+
+
 def test_member_that_leaves_ends_when_a_write_shows_that_its_lease_was_deleted() -> None:
     driver = settled("a", "b")
     driver.holds_drain = {"a"}
