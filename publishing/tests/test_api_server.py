@@ -208,6 +208,9 @@ class NoCredentials:
     async def access_after_401(self, _: str | None) -> KubeconfigAccess:
         raise AssertionError
 
+    def require_present(self, server: str) -> None:
+        return None
+
 
 async def test_deletion_is_given_up_when_its_permit_ends() -> None:
     api = ClusterApi("the target", NoCredentials(), Pools(user_agent="test"))
@@ -230,6 +233,9 @@ class LateCredentials:
 
     async def access_after_401(self, _: str | None) -> KubeconfigAccess:
         raise AssertionError
+
+    def require_present(self, server: str) -> None:
+        return None
 
 
 async def test_deletion_that_is_not_permitted_anymore_when_it_can_be_sent_is_not_sent(

@@ -25,7 +25,7 @@ from milo_controllers import (
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.informer import Informer
 from milo_controllers.logs import current_object
-from milo_discovery import ClusterNotFound, DisengageReason, EngagedCluster
+from milo_discovery import ClusterNotFound, DisengageReason, EngagedCluster, UnusableKubeconfig
 from milo_discovery.leader_election import LeadershipLost
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually, fake_discovery
 from milo_kube.http.client import Client
@@ -776,8 +776,9 @@ async def test_project_that_is_replaced_under_its_name_ends_the_reconciles_of_th
         await eventually(lambda: history[1:] == [("ended", before), ("began", "another")])
 
 
-async def test_write_is_not_sent_to_the_former_endpoint_if_it_changes_while_the_write_waits_for_a_connection(
-    sandbox: MiloSandbox, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_write", [True, False])
+async def test_request_is_not_sent_to_the_former_endpoint_if_it_changes_while_it_waits_for_a_connection(
+    sandbox: MiloSandbox, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, is_write: bool
 ) -> None:
     moved, connection = with_widgets(sandbox), Client._connection
     endpoint = moved.access().server
@@ -795,18 +796,22 @@ async def test_write_is_not_sent_to_the_former_endpoint_if_it_changes_while_the_
 
     async def reconcile(request: Request) -> None:
         try:
-            await request.create("v1/configmaps", {"metadata": {"name": "made"}})
-        except NotLeading:
+            if is_write:
+                await request.create("v1/configmaps", {"metadata": {"name": "made"}})
+            else:
+                await request.read("v1/configmaps", "there")
+        except (NotLeading, UnusableKubeconfig):
             outcomes.append("refused")
             raise
-        outcomes.append("created")
+        outcomes.append("done")
 
+    moved.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "there", "namespace": "default"}})
     plane.create(widget("one"))
     monkeypatch.setattr(Client, "_connection", connected_late)
     async with reconciling(reconcile, plane) as running:
-        await eventually(lambda: outcomes == ["refused", "created"])
+        await eventually(lambda: outcomes == ["refused", "done"])
     assert plane.find("v1/configmaps", "made") is None
-    assert moved.find("v1/configmaps", "made") is not None
+    assert (moved.find("v1/configmaps", "made") is not None) is is_write
 
 
 async def test_cluster_whose_endpoint_changes_is_listed_and_watched_there(

@@ -32,6 +32,9 @@ class Fixed:
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
         return self._access
 
+    def require_present(self, server: str) -> None:
+        return None
+
 
 @pytest.mark.parametrize(("environ", "connections_used"), [({}, 1), ({"DISABLE_HTTP2": "1"}, 3)])
 async def test_clusters_of_one_host_share_a_connection_over_http2(

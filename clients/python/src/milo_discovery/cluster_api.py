@@ -52,11 +52,14 @@ class Credentials(Protocol):
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
         """Return the credential to use after a 401 for the token `refused`: the same one if there is no newer one."""
 
+    def require_present(self, server: str) -> None:
+        """Raise DiscoveryError if the cluster no longer has this server: it may move while a request waits."""
+
 
 class ClusterApi(ApiServer):
     """The API of one cluster. Close it to release its connections."""
 
-    __slots__ = ("_may_write", "_tracer", "name")
+    __slots__ = ("_credentials", "_may_write", "_tracer", "name")
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class ClusterApi(ApiServer):
         """
         super().__init__(_ClusterAccess(name, credentials), pools, proxy=proxy, response_limit=RESPONSE_LIMIT)
         self.name = name
+        self._credentials = credentials
         self._tracer = tracer
         self._may_write = may_write
 
@@ -154,6 +158,10 @@ class ClusterApi(ApiServer):
         if request.method != "GET" and not self._may_write(server):
             lost = "this replica no longer holds the Lease or owns the cluster, or the cluster has moved"
             raise NotLeading(f"{request.method} {request.path} was not sent: {lost}")
+        try:
+            self._credentials.require_present(server)
+        except DiscoveryError as error:
+            raise TransportError("credential", str(error)) from error
         super()._sending(request, server)
 
     async def read_list(self, path: str, query: Query = ()) -> list[dict[str, Any]]:
