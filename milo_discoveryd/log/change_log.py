@@ -48,6 +48,9 @@ reader may keep its snapshot for as long as it likes."""
 AHEAD_KEPT = 256
 """How many states beyond the end of its last slice a reader keeps: thousands of readers can keep theirs for as long as
 they like. With more of them, it receives these states again."""
+MAX_FRAME_BYTES = 24 << 20
+"""Maximum bytes of frames that are cached, those of some 100,000 clusters without labels: users who write objects
+determine how large they are. Others are encoded for each reader."""
 _FRAMES_EVICTED_PER_STEP = 4096
 FRAME_EVICTION_INTERVAL_S = 60.0
 """Frames are evicted one to two intervals after the last read of a snapshot."""
@@ -308,7 +311,8 @@ class ChangeLog:
         self._oldest_readable = 0
         self._snapshots = LogSnapshots()
         self._slices: Recent[tuple[int, str, ReadAhead, int], Changes] = Recent(_SLICES_KEPT)
-        self._has_frames = False
+        self._frame_bytes = 0
+        """The bytes of the frames that are cached."""
         self.head = 0
         self.next_revision = 1
         """The revision of the next change, which is the incarnation of the cluster that it engages."""
@@ -335,6 +339,8 @@ class ChangeLog:
         # The entry's old slot is stale now. If the cluster is disengaged, the new slot becomes stale once all past
         # states of the cluster are dropped.
         former, stale = entry.revision, (entry.revision > 0) + (cluster is None)
+        if entry.frame is not None:
+            self._frame_bytes -= len(entry.frame.data)
         entry.cluster, entry.revision, entry.frame = cluster, self.head, None
         self._slices.clear()
         if (
@@ -361,12 +367,13 @@ class ChangeLog:
             self._snapshots.was_read = False
             return
         self._snapshots.parts.clear()
-        if self._has_frames:
-            self._has_frames = False
+        if self._frame_bytes:
             entries = self._slots.entries.copy()
             while entries:
                 for entry in entries[-_FRAMES_EVICTED_PER_STEP:]:
-                    entry.frame = None
+                    if entry.frame is not None:
+                        self._frame_bytes -= len(entry.frame.data)
+                        entry.frame = None
                 del entries[-_FRAMES_EVICTED_PER_STEP:]
                 yield
 
@@ -517,10 +524,14 @@ class ChangeLog:
         """Return the frame of a cluster that the entry has or had. The frame of the current cluster is cached."""
         if entry.cluster is not cluster:
             return self._encoded(Event(kind, cluster))
-        if entry.frame is None or entry.frame.type is not kind:
-            entry.frame = self._encoded(Event(kind, cluster))
-            self._has_frames = True
-        return entry.frame
+        frame = entry.frame
+        if frame is None or frame.type is not kind:
+            kept = self._frame_bytes - (0 if frame is None else len(frame.data))
+            frame = self._encoded(Event(kind, cluster))
+            has_room = kept + len(frame.data) <= MAX_FRAME_BYTES
+            entry.frame = frame if has_room else None
+            self._frame_bytes = kept + len(frame.data) * has_room
+        return frame
 
     def draining_frames(self, entries: Iterable[LogEntry], revision: int, view: ClusterView) -> Iterator[Frame]:
         """Return the frames of the draining clusters that a reader at `revision` already knows as draining."""

@@ -1,5 +1,8 @@
 """What a cursor returns: a snapshot, then changes, coalesced for a slow reader."""
 
+import pytest
+
+from milo_discoveryd.log import change_log
 from milo_discoveryd.log.change_log import Retention
 from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Event, EventType
@@ -576,6 +579,35 @@ def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
     for _ in range(3):
         evict_frames(log)
     assert first_frame() == b"2"
+
+
+def test_frames_of_large_clusters_are_cached_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change_log, "MAX_FRAME_BYTES", 20)
+    made: list[str] = []
+
+    def encode(event: Event) -> bytes:
+        made.append(event.cluster.target.name)
+        return b"0123456789"
+
+    log = NamedLog(encode, Retention())
+    clusters = [engage(log, name) for name in ("a", "b", "c")]
+
+    def encoded_for_a_new_reader() -> list[str]:
+        made.clear()
+        batch = reader(log).next_batch()
+        assert batch is not None
+        assert len(batch.slice.data) == 30
+        return [*made]
+
+    assert encoded_for_a_new_reader() == ["a", "b", "c"]
+    assert encoded_for_a_new_reader() == ["c"]
+    update(log, clusters[0], version="2")
+    assert encoded_for_a_new_reader() == ["c", "a"]
+    assert encoded_for_a_new_reader() == ["a"]
+    evict_frames(log)
+    evict_frames(log)
+    assert encoded_for_a_new_reader() == ["b", "c", "a"]
+    assert encoded_for_a_new_reader() == ["a"]
 
 
 def test_cursor_sends_same_events_after_frames_are_evicted() -> None:
