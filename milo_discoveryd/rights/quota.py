@@ -16,10 +16,14 @@ MAX_KEYS = 10_000
 MISS_BURST = 100
 MISSES_PER_S = 10.0
 MAX_MISS_DELAY_S = 5.0
-FILTER_BYTES_EACH = 24 << 20
+FILTER_BYTES_EACH = 16 << 20
 """Memory limit for the requests of a caller's open streams, in bytes."""
-FILTER_BYTES = 96 << 20
+FILTER_BYTES = 40 << 20
 """Memory limit for the requests of all open streams, in bytes."""
+DELIVERIES_BYTES = 32 << 20
+"""Memory limit for the deliveries of kubeconfigs of all open streams, in bytes."""
+HELD_BYTES = 56 << 20
+"""Memory limit for both together, in bytes."""
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,10 +48,17 @@ class Quotas:
         self._streams: Counter[str] = Counter()
         self._open = 0
         self._filter_bytes: Counter[str] = Counter()
-        self.filter_bytes = 0
-        """The memory that the requests of all open streams take."""
+        self._delivery_bytes = 0
+        self.held_bytes = 0
+        """The memory that the requests and the deliveries of all open streams take."""
         self._kubeconfigs: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
         self._misses: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
+
+    def count_deliveries(self, added: int) -> bool:
+        """Count so many more bytes of deliveries, or fewer. Return whether all take no more than they may."""
+        self._delivery_bytes += added
+        self.held_bytes += added
+        return self._delivery_bytes <= DELIVERIES_BYTES and self.held_bytes <= HELD_BYTES
 
     def open_stream(self, keys: Sequence[str], limit: int | None, filter_bytes: int = 0) -> StreamDenial | None:
         """Count one more stream, or return why it is denied and count nothing."""
@@ -65,7 +76,8 @@ class Quotas:
             )
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         own = max(self._filter_bytes[key] for key in keys)
-        if own + filter_bytes > min(FILTER_BYTES_EACH, FILTER_BYTES - self.filter_bytes):
+        free = min(FILTER_BYTES + self._delivery_bytes, HELD_BYTES) - self.held_bytes
+        if own + filter_bytes > min(FILTER_BYTES_EACH, free):
             message = "the filters of open streams are too large in total; use a label selector, or close a stream"
             return StreamDenial("TOO_MANY_FILTER_BYTES", "filter bytes", message)
         self._count(keys, 1, filter_bytes)
@@ -76,7 +88,7 @@ class Quotas:
 
     def _count(self, keys: Sequence[str], streams: int, filter_bytes: int) -> None:
         self._open += streams
-        self.filter_bytes += filter_bytes
+        self.held_bytes += filter_bytes
         for counter, number in ((self._streams, streams), (self._filter_bytes, filter_bytes)):
             for key in keys:
                 counter[key] += number

@@ -4,6 +4,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable
+from typing import Protocol
 
 import msgspec
 
@@ -22,9 +23,11 @@ MAX_JITTER_S = 600.0
 REPLACED_SPREAD_S = 1.0
 """If a credential is replaced at its issuer, the kubeconfigs with the new one are spread over this time."""
 
-MAX_DELIVERIES = 600_000
-"""Maximum number of deliveries of all streams together. Each takes up to 300 bytes."""
+DELIVERY_BYTES = 224
+"""The memory that a delivery takes, with its entries in the tables of its schedule, in bytes."""
 _STALE_KEPT = 100
+_STALE_PART = 4
+"""Entries of replaced deliveries are dropped when there are more than a fourth of the others."""
 _DROPPED_PER_STEP = 1000
 _RETRY_S = 5.0
 
@@ -44,8 +47,18 @@ class Delivery(msgspec.Struct, gc=False):
     due_at: float
     is_charged: bool = False
     """Whether the next kubeconfig is already counted against the quota."""
-    waits_for: LeaseKey | None = None
-    """The lease whose next credential the delivery waits for."""
+    waits_for: LeaseWait | None = None
+    """The wait for the next credential of its lease."""
+
+    def __lt__(self, other: "Delivery") -> bool:
+        return self.due_at < other.due_at
+
+
+class StreamMemory(Protocol):
+    """The memory that open streams share."""
+
+    def count_deliveries(self, added: int) -> bool:
+        """Count so many more bytes of deliveries, or fewer. Return whether all take no more than they may."""
 
 
 class DeliveryBudget:
@@ -54,8 +67,8 @@ class DeliveryBudget:
     each other's streams in turn, and none would keep any.
     """
 
-    def __init__(self, limit: int = MAX_DELIVERIES) -> None:
-        self._free = limit
+    def __init__(self, memory: StreamMemory) -> None:
+        self._memory = memory
         self._schedules: dict[Hashable, dict[DeliverySchedule, None]] = {}
         """The schedules of each caller, the oldest first."""
         self._deliveries: Counter[Hashable] = Counter()
@@ -64,8 +77,7 @@ class DeliveryBudget:
         """Count one more delivery of a stream."""
         self._schedules.setdefault(schedule.caller, {})[schedule] = None
         self._deliveries[schedule.caller] += 1
-        self._free -= 1
-        if self._free < 0:
+        if not self._memory.count_deliveries(DELIVERY_BYTES):
             self._newest_of(self._loser(schedule.caller)).give_up()
 
     def _loser(self, caller: Hashable) -> Hashable:
@@ -77,7 +89,7 @@ class DeliveryBudget:
 
     def remove(self, schedule: "DeliverySchedule", count: int, *, is_last: bool) -> None:
         self._deliveries[schedule.caller] -= count
-        self._free += count
+        self._memory.count_deliveries(-DELIVERY_BYTES * count)
         if is_last and (of_caller := self._schedules.get(schedule.caller)) is not None:
             of_caller.pop(schedule, None)
             if not of_caller:
@@ -91,14 +103,14 @@ class DeliverySchedule:
         wall: Callable[[], float],
         draw: Draw,
         *,
+        budget: DeliveryBudget,
         caller: Hashable = "",
-        budget: DeliveryBudget | None = None,
         later: Callable[[Callable[[], None]], object] = lambda step: step(),
     ) -> None:
         """`later` runs a step after other tasks."""
         self.clock = clock
         self.caller = caller
-        self._budget = budget or DeliveryBudget()
+        self._budget = budget
         self._is_given_up = False
         self.wake: Callable[[], None] = lambda: None
         """Called when the deliveries are given up: the stream may wait."""
@@ -110,9 +122,9 @@ class DeliverySchedule:
         self._deliveries: dict[str, Delivery] = {}
         self._paused_until = 0.0
         """The time at which the quota allows the next kubeconfig."""
-        self._due: list[tuple[float, str]] = []
-        """A heap of (time, name). Entries whose time differs from the delivery's `due_at` are stale and skipped."""
-        self._waiting: dict[LeaseKey, tuple[LeaseWait, str | set[str]]] = {}
+        self._due: list[Delivery] = []
+        """A heap. Deliveries that others have replaced are stale and skipped."""
+        self._waiting: dict[LeaseKey, str | set[str]] = {}
         """Names of the deliveries that wait for a lease's next credential. Nearly all leases have one, which is stored
         without a set."""
 
@@ -129,12 +141,12 @@ class DeliverySchedule:
     @property
     def due_in_s(self) -> float:
         """Seconds until the next kubeconfig is due; infinite while nothing is scheduled."""
-        return max(self._due[0][0], self._paused_until) - self.clock() if self._due else math.inf
+        return max(self._due[0].due_at, self._paused_until) - self.clock() if self._due else math.inf
 
     def pop_due(self) -> Delivery | None:
-        """Remove the first entry of the schedule, and return its delivery, or None if the entry is stale."""
-        due_at, name = heapq.heappop(self._due)
-        return self._deliveries[name] if self._is_current(due_at, name) else None
+        """Remove the first delivery of the schedule, and return it, or None if it is stale."""
+        delivery = heapq.heappop(self._due)
+        return delivery if self._is_current(delivery) else None
 
     def schedule(self, cluster: Cluster, issuer: str, credential: IssuedCredential | None, due_at: float) -> Delivery:
         """Schedule the next kubeconfig of a cluster. `credential` is the one that the subscriber has.
@@ -147,7 +159,6 @@ class DeliverySchedule:
         self._stop_waiting(name)
         delivery = Delivery(name, cluster.incarnation, target.place, issuer, credential, due_at)
         is_new = name not in self._deliveries
-        self._deliveries[name] = delivery
         self._push(delivery)
         if is_new:
             self._budget.add(self)
@@ -174,20 +185,20 @@ class DeliverySchedule:
 
         def drop() -> None:
             for _ in range(_DROPPED_PER_STEP):
-                if waiting:
-                    _, (wait, _) = waiting.popitem()
-                    wait.end()
                 if deliveries:
-                    deliveries.popitem()
+                    _, delivery = deliveries.popitem()
+                    if delivery.waits_for is not None:
+                        delivery.waits_for.end()
+                if waiting:
+                    waiting.popitem()
             del due[-_DROPPED_PER_STEP:]
-            if waiting or deliveries or due:
+            if deliveries or waiting or due:
                 self._later(drop)
 
         drop()
 
     def postpone(self, delivery: Delivery, wait_s: float) -> None:
-        delivery.due_at = self.clock() + wait_s
-        self._push(delivery)
+        self._push(msgspec.structs.replace(delivery, due_at=self.clock() + wait_s))
 
     def pause(self, wait_s: float) -> None:
         """Suspend deliveries for this number of seconds."""
@@ -196,21 +207,20 @@ class DeliverySchedule:
     def await_lease(self, delivery: Delivery, lease: LeaseHandle) -> None:
         """Delay the cluster's next kubeconfig until the lease gets another credential."""
         self._stop_waiting(delivery.name)
-        delivery.waits_for = key = lease.key
-        wait, others = self._waiting.get(key) or (lease.wait(), delivery.name)
+        wait = lease.wait()
+        self._deliveries[delivery.name] = msgspec.structs.replace(delivery, due_at=math.inf, waits_for=wait)
+        others = self._waiting.setdefault(wait.entry.key, delivery.name)
         if isinstance(others, set):
             others.add(delivery.name)
         elif others != delivery.name:
-            others = {others, delivery.name}
-        self._waiting[key] = wait, others
+            self._waiting[wait.entry.key] = {others, delivery.name}
 
     def lease_changed(self, key: LeaseKey, replaced: str) -> None:
         """Schedule the deliveries that wait for a lease, and the delivery for the cluster `replaced`, whose credential
         was replaced at its issuer."""
-        if (awaited := self._waiting.pop(key, None)) is not None:
-            wait, waiting = awaited
-            wait.end()
-            for name in (waiting,) if isinstance(waiting, str) else waiting:
+        if (waiting := self._waiting.get(key)) is not None:
+            for name in (waiting,) if isinstance(waiting, str) else [*waiting]:
+                self._stop_waiting(name)
                 self._reschedule(name)
         if (delivery := self._deliveries.get(replaced)) is not None:
             # The former credential may be invalid before its expiry.
@@ -230,15 +240,15 @@ class DeliverySchedule:
                 self._reschedule(name)
 
     def _push(self, delivery: Delivery) -> None:
-        heapq.heappush(self._due, (delivery.due_at, delivery.name))
-        if len(self._due) > 2 * len(self._deliveries) + _STALE_KEPT:
+        self._deliveries[delivery.name] = delivery
+        heapq.heappush(self._due, delivery)
+        if len(self._due) > len(self._deliveries) * (1 + 1 / _STALE_PART) + _STALE_KEPT:
             # Stale entries would stay for half the lifetime of their credentials.
-            self._due = [*{(due_at, name) for due_at, name in self._due if self._is_current(due_at, name)}]
+            self._due = [*filter(self._is_current, self._due)]
             heapq.heapify(self._due)
 
-    def _is_current(self, due_at: float, name: str) -> bool:
-        delivery = self._deliveries.get(name)
-        return delivery is not None and delivery.due_at == due_at
+    def _is_current(self, delivery: Delivery) -> bool:
+        return self._deliveries.get(delivery.name) is delivery
 
     def _reschedule(self, name: str) -> None:
         delivery = self._deliveries.get(name)
@@ -252,12 +262,12 @@ class DeliverySchedule:
 
     def _stop_waiting(self, name: str) -> None:
         delivery = self._deliveries.get(name)
-        if delivery is None or delivery.waits_for is None:
+        if delivery is None or (wait := delivery.waits_for) is None:
             return
-        wait, waiting = self._waiting.get(delivery.waits_for) or (None, None)
+        delivery.waits_for, key = None, wait.entry.key
+        waiting = self._waiting[key]
         if isinstance(waiting, set):
             waiting.discard(name)
-        if wait is not None and (not waiting or waiting == name):
-            del self._waiting[delivery.waits_for]
-            wait.end()
-        delivery.waits_for = None
+        if not waiting or waiting == name:
+            del self._waiting[key]
+        wait.end()

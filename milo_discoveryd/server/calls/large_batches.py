@@ -14,11 +14,11 @@ from milo_discoveryd.server.calls.grpc_errors import StalledError
 
 LARGE_BYTES = 16 << 10
 """The size from which a batch is large: some 50 clusters."""
-MAX_BYTES = 32 << 20
-"""Maximum bytes of large batches that are being sent, while no requests of open streams are kept."""
-_COPIES = 3
-_LEAST = 4
-"""Batches have a fourth of that, however much the requests of open streams take."""
+MAX_BYTES = 24 << 20
+"""Maximum bytes of large batches that are being sent, while open streams hold nothing else."""
+COPIES = 3
+LEAST = 3
+"""Batches have a third of that, however much open streams hold."""
 PATIENCE_S = 2.5
 """How long a stream may take to send a large batch while others wait."""
 _LONGEST = 12
@@ -31,18 +31,16 @@ _TICK = 1 / 5
 """How often batches are examined while others wait, as a part of the patience."""
 
 
-class OpenRequests(Protocol):
-    """The requests of open streams."""
-
-    filter_bytes: int
-    """How much memory they take."""
+class OpenStreams(Protocol):
+    held_bytes: int
+    """How much memory their requests and deliveries take."""
 
 
-class _NoRequests:
-    filter_bytes = 0
+class _NoStreams:
+    held_bytes = 0
 
 
-_NO_REQUESTS = _NoRequests()
+_NO_STREAMS = _NoStreams()
 
 
 class _Batch:
@@ -71,11 +69,11 @@ class LargeBatches:
     """
 
     def __init__(
-        self, limit: int = MAX_BYTES, patience_s: float = PATIENCE_S, *, requests: OpenRequests = _NO_REQUESTS
+        self, limit: int = MAX_BYTES, patience_s: float = PATIENCE_S, *, streams: OpenStreams = _NO_STREAMS
     ) -> None:
-        """Batches share their memory with these requests."""
+        """Batches share their memory with what these streams hold."""
         self._most = self._limit = limit
-        self._requests = requests
+        self._streams = streams
         self._patience_s = patience_s
         self._sending: dict[_Batch, None] = {}
         """The one that was admitted first is first."""
@@ -124,7 +122,7 @@ class LargeBatches:
         return min(self._waiting, key=lambda caller: (max(0.0, self._wasted[caller]), self._bytes[caller]))
 
     def _admit(self) -> None:
-        self._limit = max(self._most // _LEAST, self._most - self._requests.filter_bytes // _COPIES)
+        self._limit = max(self._most // LEAST, self._most - self._streams.held_bytes // COPIES)
         while self._waiting:
             caller = self._next()
             batch, free = self._waiting[caller], self._limit - self._bytes.total()

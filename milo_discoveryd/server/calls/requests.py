@@ -26,6 +26,8 @@ MAX_VALUES = 5000
 """Maximum number of names, organizations and sources in a filter."""
 VALUE_BYTES = 256
 """The memory that one short value of a filter takes in the request and in the set built from it, in bytes."""
+SELECTOR_BYTES, SELECTOR_VALUE_BYTES = 2048, 512
+"""The memory that a label selector takes, and that each of its requirements and further values takes, in bytes."""
 MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
@@ -84,8 +86,11 @@ def kept_bytes(request: pb.WatchClustersRequest) -> int:
     """Return approximately how much memory the request of an open stream takes: its bytes, the message, and the
     filter."""
     wanted = request.filter
-    values = len(wanted.names) + len(wanted.organizations) + len(wanted.sources) + wanted.label_selector.count(",")
-    return 3 * request.ByteSize() + VALUE_BYTES * values
+    values = len(wanted.names) + len(wanted.organizations) + len(wanted.sources)
+    kept = 3 * request.ByteSize() + VALUE_BYTES * values
+    if selector := wanted.label_selector:
+        kept += SELECTOR_BYTES + SELECTOR_VALUE_BYTES * (selector.count(",") + 1)
+    return kept
 
 
 def whole(request: M | None) -> M:

@@ -89,8 +89,8 @@ class Service:
             signer=signer,
             metrics=metrics,
             turns=ReadingTurns(),
-            large_batches=LargeBatches(requests=access.quotas),
-            deliveries=DeliveryBudget(),
+            large_batches=LargeBatches(streams=access.quotas),
+            deliveries=DeliveryBudget(access.quotas),
             stalled_s=info.stalled_s,
             stopping=self._stopping,
         )

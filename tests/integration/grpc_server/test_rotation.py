@@ -14,6 +14,8 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
+from milo_discoveryd.rights import quota
+from milo_discoveryd.server.calls.delivery_schedule import DELIVERY_BYTES
 from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
 from tests.integration.grpc_server.conftest import Subscriber, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
@@ -95,7 +97,7 @@ async def test_idle_stream_whose_kubeconfigs_were_dropped_for_those_of_another_c
 ) -> None:
     async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"), ready("beta"))
-        monkeypatch.setattr(harness.service._stream_options.deliveries, "_free", 5)
+        monkeypatch.setattr(quota, "DELIVERIES_BYTES", 5 * DELIVERY_BYTES)
         request = pb.WatchClustersRequest(include_kubeconfigs=True, heartbeat_interval=Duration(seconds=3600))
 
         async def follow(caller: str) -> "asyncio.Task[None]":

@@ -5,9 +5,11 @@ from contextlib import suppress
 import pytest
 
 from milo_discoveryd.config import load
-from milo_discoveryd.rights.quota import FILTER_BYTES
+from milo_discoveryd.log.change_log import MAX_FRAME_BYTES
+from milo_discoveryd.rights.quota import HELD_BYTES
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
+from milo_discoveryd.server.calls.large_batches import COPIES, LEAST, MAX_BYTES
 from milo_discoveryd.server.calls.requests import MAX_REQUEST_BYTES, MAX_VALUES, VALUE_BYTES
 from milo_discoveryd.server.connections.connection_budget import ConnectionSlots
 from milo_discoveryd.telemetry.http import CONNECTIONS
@@ -18,14 +20,19 @@ from tests.support.memory_limit import shipped_limit
 _KIB, _MIB = 1 << 10, 1 << 20
 PROCESS = 90 * _MIB
 """The peak with 10,000 projects (`sync_10k.peak_mib` of `./dev bench`)."""
-CONNECTION = 96 * _KIB
-"""Twice the memory of an authenticated, proxied and idle TLS connection."""
+FULL_PROCESS = 165 * _MIB + MAX_FRAME_BYTES
+"""The peak with projects of many labels whose size is `watch.objects_limit`."""
+CONNECTION = 48 * _KIB
+"""An authenticated, proxied and idle TLS connection."""
 HANDSHAKE = 192 * _KIB
 """A TLS handshake of which as many bytes were received as are accepted."""
-STREAM = 40 * _KIB
-"""An open stream without a filter takes 36 KiB."""
-CALL = 56 * _KIB
-"""A denied call whose response is delayed takes 50 KiB."""
+STREAM = 36 * _KIB
+"""An open stream without a filter."""
+CALL = 50 * _KIB
+"""A denied call whose response is delayed."""
+BATCHES = MAX_BYTES // LEAST * COPIES
+"""Large batches that are being sent while open streams hold as much else as they may. Together they take the most
+then."""
 LARGE_REQUEST = 8 * MAX_REQUEST_BYTES + MAX_VALUES * VALUE_BYTES
 """The message of a request, in which a name of one character takes 16 bytes instead of three, and its filter."""
 HTTP_REQUEST_FACTOR = 4
@@ -34,25 +41,39 @@ REPLY = 2 * _MIB
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
-def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+@pytest.mark.parametrize(
+    ("fleet", "times"),
+    [
+        pytest.param(PROCESS, 1.25, id="10,000 projects, with a fourth to spare"),
+        pytest.param(FULL_PROCESS, 1.0, id="projects up to watch.objects_limit"),
+    ],
+)
+def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(
+    monkeypatch: pytest.MonkeyPatch, count: int, fleet: int, times: float
+) -> None:
     monkeypatch.setattr("milo_discoveryd.process_hardening.descriptor_limit", lambda: 1 << 20)
     settings = load({}, {"MILO_DISCOVERYD_LISTEN": ",".join(f"unix:///run/{number}" for number in range(count))}, None)
     found = listeners(settings)
-    connections = sum(listener.connections for listener in found)
     handshakes = sum(unauthenticated(listener.connections) for listener in found)
-    worst = (
-        PROCESS
-        + connections * CONNECTION
+    connections = sum(listener.connections for listener in found) - handshakes
+    others = (
+        connections * CONNECTION
         + handshakes * HANDSHAKE
         + settings.limits.streams * STREAM
-        + FILTER_BYTES
+        + HELD_BYTES
+        + BATCHES
         + count * calls_in_flight(count) * CALL
         + count * calls_in_flight(count, MAX_REQUEST_BYTES) * LARGE_REQUEST
         + CONNECTIONS * REQUEST_LIMIT * HTTP_REQUEST_FACTOR
         + max(HELD_LIMIT, LARGEST_HELD * REPLY)
         + 3 * REPLY  # a reply that is being rendered, with its copies
     )
-    assert worst < shipped_limit()
+    assert fleet + times * others < shipped_limit()
+
+
+@pytest.mark.parametrize("held", [0, HELD_BYTES // 2, HELD_BYTES])
+async def test_large_batches_leave_to_open_streams_what_these_hold(held: int) -> None:
+    assert held + COPIES * max(MAX_BYTES // LEAST, MAX_BYTES - held // COPIES) <= HELD_BYTES + BATCHES
 
 
 def calls_in_flight(listeners: int, request_bytes: int = 0) -> int:

@@ -4,7 +4,10 @@ import pytest
 
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.quota import (
+    DELIVERIES_BYTES,
+    FILTER_BYTES,
     FILTER_BYTES_EACH,
+    HELD_BYTES,
     MAX_MISS_DELAY_S,
     MISS_BURST,
     QuotaLimits,
@@ -126,7 +129,27 @@ def test_filter_bytes_are_limited_per_caller_and_in_total() -> None:
     assert asked.open_stream(["a"], None, FILTER_BYTES_EACH) is None
     assert reason(asked.open_stream(["a"], None, 1)) == "TOO_MANY_FILTER_BYTES"
     assert asked.open_stream(["a"], None) is None, "streams without a filter are not affected"
-    others = [asked.open_stream([str(number)], None, FILTER_BYTES_EACH) for number in range(4)]
-    assert [reason(other) for other in others] == ["", "", "", "TOO_MANY_FILTER_BYTES"]
+    others = [asked.open_stream([str(number)], None, FILTER_BYTES_EACH) for number in range(2)]
+    assert [reason(other) for other in others] == ["", "TOO_MANY_FILTER_BYTES"]
     asked.close_stream(["a"], FILTER_BYTES_EACH)
     assert asked.open_stream(["b"], None, FILTER_BYTES_EACH) is None
+
+
+def test_filters_and_deliveries_share_their_memory() -> None:
+    asked = quotas(streams=1000, each=1000)
+    assert asked.count_deliveries(DELIVERIES_BYTES)
+    assert not asked.count_deliveries(1)
+    assert asked.count_deliveries(-1)
+    left = HELD_BYTES - DELIVERIES_BYTES - FILTER_BYTES_EACH
+    assert asked.open_stream(["a"], None, FILTER_BYTES_EACH) is None
+    assert reason(asked.open_stream(["b"], None, left + 1)) == "TOO_MANY_FILTER_BYTES"
+    assert asked.open_stream(["b"], None, left) is None
+    assert asked.held_bytes == HELD_BYTES
+    asked.close_stream(["b"], left)
+    assert asked.count_deliveries(-DELIVERIES_BYTES)
+    assert asked.open_stream(["b"], None, FILTER_BYTES_EACH) is None
+    left = FILTER_BYTES - 2 * FILTER_BYTES_EACH
+    assert reason(asked.open_stream(["c"], None, left + 1)) == "TOO_MANY_FILTER_BYTES"
+    assert asked.open_stream(["c"], None, left) is None
+    assert asked.count_deliveries(HELD_BYTES - FILTER_BYTES)
+    assert not asked.count_deliveries(1)

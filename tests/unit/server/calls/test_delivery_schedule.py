@@ -1,18 +1,26 @@
 """The schedule of one stream's kubeconfigs."""
 
+import gc
 import math
+import tracemalloc
 from collections.abc import Callable
+from typing import cast
 
+import msgspec
 import pytest
 
-from milo_discoveryd.server.calls.delivery_schedule import DeliveryBudget, DeliverySchedule
+from milo_discoveryd.kubeconfigs.lease_handle import LeaseHandle
+from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey
+from milo_discoveryd.kubeconfigs.minter import LeaseWait, Minter
+from milo_discoveryd.server.calls.delivery_schedule import DELIVERY_BYTES, DeliveryBudget, DeliverySchedule
 from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
 from tests.unit.fleet.fleets import cluster
+from tests.unit.server.calls.schedules import Memory, a_budget, a_schedule
 
 
 def test_ended_and_replaced_deliveries_leave_no_entries_until_their_time() -> None:
     """A tenant's clusters may end, and change, many times in the lifetime of a credential."""
-    schedule = DeliverySchedule(lambda: 0.0, lambda: 0.0, lambda: 0.5)
+    schedule = a_schedule()
     for number in range(1000):
         schedule.schedule(cluster("stays"), "i", None, 9000.0 - number)
         schedule.schedule(cluster(f"ends-{number}"), "i", None, 9000.0)
@@ -25,7 +33,7 @@ def test_ended_and_replaced_deliveries_leave_no_entries_until_their_time() -> No
 
 
 def schedule_of(caller: str, budget: DeliveryBudget, clusters: int = 0) -> DeliverySchedule:
-    schedule = DeliverySchedule(lambda: 0.0, lambda: 0.0, lambda: 0.5, caller=caller, budget=budget)
+    schedule = a_schedule(caller=caller, budget=budget)
     deliver(schedule, clusters)
     return schedule
 
@@ -36,7 +44,7 @@ def deliver(schedule: DeliverySchedule, clusters: int) -> None:
 
 
 def test_caller_with_most_deliveries_loses_its_newest_stream_when_there_are_too_many() -> None:
-    budget = DeliveryBudget(100)
+    budget = a_budget(100)
     honest = schedule_of("honest", budget, 30)
     first, second = (schedule_of("hostile", budget, 30) for _ in range(2))
     with pytest.raises(ExhaustedError):
@@ -53,7 +61,8 @@ def test_caller_with_most_deliveries_loses_its_newest_stream_when_there_are_too_
 
 
 def test_deliveries_count_until_they_are_forgotten_or_their_stream_has_ended() -> None:
-    budget = DeliveryBudget(100)
+    memory = Memory(100)
+    budget = DeliveryBudget(memory)
     for _ in range(20):
         ended = schedule_of("a", budget, 50)
         ended.forget("c-0")
@@ -65,11 +74,12 @@ def test_deliveries_count_until_they_are_forgotten_or_their_stream_has_ended() -
             last.forget(name)
     deliver(schedule_of("a", budget), 100)
     assert not budget._schedules.get("b")
+    assert memory.taken == 100 * DELIVERY_BYTES
 
 
 def test_many_deliveries_are_dropped_in_steps() -> None:
     steps: list[Callable[[], None]] = []
-    schedule = DeliverySchedule(lambda: 0.0, lambda: 0.0, lambda: 0.5, later=steps.append)
+    schedule = a_schedule(later=steps.append)
     deliver(schedule, 2500)
     held = schedule._deliveries
     schedule.clear()
@@ -84,7 +94,7 @@ def test_many_deliveries_are_dropped_in_steps() -> None:
 
 
 def test_callers_that_have_as_many_deliveries_as_others_keep_their_streams() -> None:
-    budget = DeliveryBudget(100)
+    budget = a_budget(100)
     streams = [schedule_of(caller, budget, 20) for caller in ("a", "b", "c", "d", "e")]
     for _ in range(3):
         late = schedule_of("late", budget)
@@ -100,7 +110,46 @@ def test_callers_that_have_as_many_deliveries_as_others_keep_their_streams() -> 
 
 
 def test_live_stream_that_grows_ends_the_newest_of_its_caller() -> None:
-    budget = DeliveryBudget(100)
+    budget = a_budget(100)
     first, second, other = (schedule_of(caller, budget, 30) for caller in ("a", "a", "b"))
     deliver(first, 41)
     assert [len(stream) for stream in (first, second, other)] == [41, 0, 30]
+
+
+class Entry(msgspec.Struct, gc=False):
+    key: LeaseKey
+
+
+class Lease:
+    """A lease without a credential."""
+
+    def __init__(self, name: str) -> None:
+        self._entry = Entry(LeaseKey("i", 1, 600.0, (name,)))
+
+    def wait(self) -> LeaseWait:
+        return LeaseWait(cast("Minter", None), cast("LeaseEntry", self._entry))
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+@pytest.mark.parametrize("count", [1_000, 5_500, 11_000, 22_000])
+def test_deliveries_take_no_more_memory_than_is_counted(count: int, is_waiting: bool) -> None:
+    """The tables of 5500, 11,000 and 22,000 have just grown."""
+    shared = [cluster(f"c-{number}") for number in range(count)]
+    leases = [cast("LeaseHandle", Lease(each.target.name)) for each in shared]
+    times = iter(range(1_000_000))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        schedule = a_schedule()
+        for each in shared:
+            schedule.schedule(each, "i", None, float(next(times)))
+            schedule.schedule(each, "i", None, 1000.0 + next(times))
+        if is_waiting:
+            while (due := schedule.due_in_s) < math.inf:
+                if (delivery := schedule.pop_due()) is not None:
+                    assert due >= 0
+                    schedule.await_lease(delivery, leases[int(delivery.name[2:])])
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken <= count * DELIVERY_BYTES

@@ -25,7 +25,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import kubeconfig_rotation
-from milo_discoveryd.server.calls.delivery_schedule import Delivery, DeliverySchedule
+from milo_discoveryd.server.calls.delivery_schedule import Delivery
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
@@ -35,6 +35,7 @@ from milo_kube.moment import Moment
 from tests.support.sources import new_source
 from tests.unit.fleet.fleets import ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
+from tests.unit.server.calls.schedules import a_schedule
 
 EPOCH = "0123456789abcdef"
 LIFE_S = 600.0
@@ -52,7 +53,7 @@ class Lease:
 
     def wait(self) -> "Wait":
         self._world.waiting += 1
-        return Wait(self._world)
+        return Wait(self._world, Entry(self.key))
 
     def credential(self) -> IssuedCredential:
         world = self._world
@@ -66,8 +67,13 @@ class Lease:
         return IssuedKubeconfig(self._name, b"text", now, now + LIFE_S, now + LIFE_S / 2, self.credential())
 
 
+class Entry(msgspec.Struct, gc=False):
+    key: LeaseKey
+
+
 class Wait(msgspec.Struct, gc=False):
     world: "World"
+    entry: Entry
 
     def end(self) -> None:
         self.world.waiting -= 1
@@ -116,7 +122,7 @@ class World:
             shown=EVERYTHING,
             ttl_s=None,
             call=self,  # type: ignore[arg-type]
-            schedule=DeliverySchedule(lambda: self.now, lambda: self.now + self.ahead, Random(1).random),
+            schedule=a_schedule(lambda: self.now, lambda: self.now + self.ahead, Random(1).random),
         )
         assert isinstance(made, KubeconfigRotation)
         return made
@@ -346,7 +352,7 @@ def test_rotation_of_many_kubeconfigs_gives_the_garbage_collector_nothing_to_exa
 
 
 def test_deliveries_that_wait_for_one_lease_are_due_once_it_changed(world: World) -> None:
-    schedule = DeliverySchedule(lambda: world.now, lambda: world.now, lambda: 0.0)
+    schedule = a_schedule(lambda: world.now, lambda: world.now, lambda: 0.0)
     clusters = {cluster.target.name: cluster for cluster in world.fleet.clusters()}
     lease: Any = Lease(world, clusters["alpha"])
     lease.key = key = LeaseKey("shared", 0, LIFE_S)
@@ -367,7 +373,7 @@ def test_deliveries_that_wait_for_one_lease_are_due_once_it_changed(world: World
 
 @pytest.mark.parametrize("forget", [True, False])
 def test_stream_that_ends_or_forgets_its_clusters_waits_for_no_lease(world: World, forget: bool) -> None:
-    schedule = DeliverySchedule(lambda: world.now, lambda: world.now, lambda: 0.0)
+    schedule = a_schedule(lambda: world.now, lambda: world.now, lambda: 0.0)
     for cluster in world.fleet.clusters():
         lease: Any = Lease(world, cluster)
         schedule.await_lease(schedule.schedule(cluster, "own", None, 0.0), lease)
@@ -398,7 +404,7 @@ def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     assert rotation.take_due(LATEST) == b""
-    assert {names for _, names in rotation._schedule._waiting.values()} == {"alpha", "beta"}
+    assert {*rotation._schedule._waiting.values()} == {"alpha", "beta"}
     ends = [Frame(EventType.DISENGAGED, cluster, "", b"") for cluster in world.fleet.clusters()]
     rotation.attach_kubeconfigs(slice_of(ends))
     assert not rotation._schedule._waiting

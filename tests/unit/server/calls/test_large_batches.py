@@ -33,10 +33,10 @@ async def test_large_batches_beyond_the_limit_wait_until_others_are_sent() -> No
 
 
 async def test_large_batches_share_their_memory_with_the_requests_of_open_streams() -> None:
-    requests, never = SimpleNamespace(filter_bytes=0), asyncio.Event()
-    batches = LargeBatches(16 * LARGE_BYTES, requests=requests)
-    for kept_bytes, count in ((0, 8), (24 * LARGE_BYTES, 4), (30 * LARGE_BYTES, 3), (1000 * LARGE_BYTES, 2)):
-        requests.filter_bytes = kept_bytes
+    streams, never = SimpleNamespace(held_bytes=0), asyncio.Event()
+    batches = LargeBatches(32 * LARGE_BYTES, streams=streams)
+    for held_bytes, count in ((0, 16), (48 * LARGE_BYTES, 8), (60 * LARGE_BYTES, 6), (1000 * LARGE_BYTES, 5)):
+        streams.held_bytes = held_bytes
         sending = [asyncio.create_task(send(batches, never)) for _ in range(20)]
         await eventually(lambda count=count: len(batches) == count)  # type: ignore[misc]
         for task in sending:

@@ -1,5 +1,7 @@
 """Validation of requests."""
 
+import gc
+import tracemalloc
 from datetime import timedelta
 from typing import Any
 
@@ -229,12 +231,49 @@ def test_memory_estimate_of_a_request_counts_each_value_of_its_filter() -> None:
     request = pb.WatchClustersRequest(resume_revision="x" * 100)
     assert requests.kept_bytes(request) == 3 * request.ByteSize()
     short = [f"{number:x}" for number in range(1, 1001)]
-    for wanted in (
-        pb.ClusterFilter(names=short, organizations=short),
-        pb.ClusterFilter(sources=short, label_selector=f"env in ({','.join(short)})"),
+    value, in_selector = requests.VALUE_BYTES, requests.SELECTOR_VALUE_BYTES
+    for wanted, kept in (
+        (pb.ClusterFilter(names=short, organizations=short[:500], sources=short[500:]), 2000 * value),
+        (pb.ClusterFilter(label_selector=f"env in ({','.join(short)})"), requests.SELECTOR_BYTES + 1000 * in_selector),
     ):
         request = pb.WatchClustersRequest(filter=wanted)
-        assert 1999 <= (requests.kept_bytes(request) - 3 * request.ByteSize()) / requests.VALUE_BYTES <= 2000
+        assert requests.kept_bytes(request) == 3 * request.ByteSize() + kept
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        "a{}",
+        "!a{}",
+        "a{}=b{}",
+        "a{}!=b{}",
+        "a{}>10{}",
+        "a{} notin (b{},c{})",
+        "a{} in (b{},c{},d{})",
+        "a!=b{}",
+        "a>10{}",
+    ],
+)
+@pytest.mark.parametrize("count", [20, 50, 64])
+def test_filter_of_a_selector_takes_no_more_memory_than_is_counted(requirement: str, count: int) -> None:
+    texts = [",".join(requirement.format(*[f"{number}-{at}"] * 4) for at in range(count)) for number in range(20)]
+    if ">" in requirement:
+        texts = [text.replace("-", "0") for text in texts]
+    asked = [pb.WatchClustersRequest(filter=pb.ClusterFilter(label_selector=text)) for text in texts]
+    counted = sum(map(requests.kept_bytes, asked)) - sum(2 * request.ByteSize() for request in asked)
+    requests._cached.cache_clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        filters = [requests.watch(request, 1.0).wanted for request in asked]
+        for each in filters:
+            assert each.matches
+            assert each.fingerprint
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        requests._cached.cache_clear()
+    assert taken <= counted
 
 
 def test_long_selector_is_rejected_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
