@@ -15,12 +15,23 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
 from milo_kube.http.client import Client
 from milo_kube.list_pages import MAX_PAGES
+from milo_publishing import api_server
 from milo_publishing.api_server import PublishedObjects
 from milo_publishing.errors import PermitEnded, TargetRefused, TargetUnavailable
-from milo_publishing.objects import CLUSTER, Identity, PublishedResource
+from milo_publishing.objects import (
+    CLUSTER,
+    CLUSTER_UID,
+    FIELDS,
+    FILTER,
+    GROUP,
+    INCARNATION,
+    Identity,
+    PublishedResource,
+)
 from milo_publishing.records import DeleteObject, ReadObject
 
 ALL = {f"n{at}" for at in range(2000)}.__contains__
+ANNOTATIONS = (CLUSTER, CLUSTER_UID, INCARNATION, GROUP, FILTER, FIELDS)
 SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret")
 
 
@@ -104,6 +115,57 @@ async def test_listed_objects_take_little_memory_whatever_another_client_adds_to
         else {}
         for at in range(4)
     ]
+
+
+class Pages:
+    """A server with objects in pages of the size that is asked for. `annotation`: the value of each annotation."""
+
+    def __init__(self, count: int, annotation: str) -> None:
+        self._count, self._annotation = count, annotation
+
+    async def receive(self, _method: str, _path: str, query: Any, _body: Any, **_: Any) -> bytes:
+        first, size = int(dict(query).get("continue", 0)), int(dict(query)["limit"])
+        until = min(first + size, self._count)
+        items = [{"metadata": self._metadata(at)} for at in range(first, until)]
+        return msgspec.json.encode(
+            {"metadata": {"continue": str(until) if until < self._count else ""}, "items": items}
+        )
+
+    def _metadata(self, at: int) -> dict[str, Any]:
+        annotations = {key: f"{at}{key[-9:]}{self._annotation}" for key in ANNOTATIONS}
+        labels = Identity(publication="secrets", publisher="shop").labels()
+        metadata = {"name": f"n{at}", "uid": f"u{at}", "resourceVersion": "1", "labels": labels}
+        finalizers = {"deletionTimestamp": "now", "finalizers": [f"example.com/{at}{'a' * 200}"] * 20}
+        return {**metadata, **finalizers, "annotations": annotations}
+
+
+@pytest.mark.parametrize("annotation", ["", "x" * 4_090, "x" * 4_000 + "\N{GRINNING FACE}"])
+async def test_what_identifies_an_object_takes_little_memory(annotation: str) -> None:
+    """Found by an attacker: 3,600 objects with the labels of a publisher took more than the memory of the manifest."""
+    objects = PublishedObjects(cast(ClusterApi, Pages(1000, annotation)), SECRETS, "hub")
+    tracemalloc.start()
+    try:
+        found = await objects.list(Identity(publication="secrets", publisher="shop"), lambda _: False)
+        kept, _ = tracemalloc.get_traced_memory()
+        observed = {one.name: one for one in found}
+        again = await objects.list(Identity(publication="secrets", publisher="shop"), lambda _: False, observed.get)
+        both, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_700 * len(found)
+    assert both - kept < 200 * len(found)  # unchanged objects are held once
+    assert again == found
+
+
+async def test_list_of_published_objects_ends_at_the_memory_of_what_identifies_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api_server, "_MOST_IDENTIFYING", 1 << 20)
+    objects = PublishedObjects(cast(ClusterApi, Pages(10_000, "")), SECRETS, "hub")
+    of = Identity(publication="secrets", publisher="shop")
+    with pytest.raises(TargetUnavailable, match="the names and annotations of the list take over 1 MiB"):
+        await objects.list(of, lambda _: False)
+    assert len(await objects.list(of, lambda _: True)) == 10_000  # the daemon engages no more clusters than it may
 
 
 async def test_list_keeps_the_contents_of_some_objects() -> None:

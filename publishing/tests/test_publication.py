@@ -21,7 +21,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
 from milo_discovery.removals import Removals
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
-from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, INCARNATION, MANAGED_BY, Identity
+from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, FILTER, GROUP, INCARNATION, MANAGED_BY, Identity
 from milo_publishing.publication import Lane, Publication
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 from milo_publishing.rendering import ClusterProfiles, FluxKubeconfigs
@@ -689,6 +689,48 @@ def test_objects_that_name_no_cluster_of_theirs_stop_nothing(
     publishing.end(cluster()).settle(60.0)
     assert "alpha" not in publishing.server.objects
     assert len(publishing.server.objects) == count + 1
+
+
+def test_objects_that_name_no_cluster_of_theirs_stand_for_no_other_fleet(publishing: Publishing):
+    """Found by an attacker: a few such objects ended the publisher, again after each restart."""
+    for at in range(50):
+        annotations = {CLUSTER: "gamma", GROUP: f"group-{at}", FILTER: "-l a=b"}
+        metadata = {"name": f"junk-{at}", "labels": identity().labels(), "annotations": annotations}
+        publishing.server.put(f"junk-{at}", {"metadata": metadata})
+    junk = copy.deepcopy(publishing.server.objects)
+    publishing.synced(cluster(), cluster("beta")).settle(60.0)
+    assert [type(request) for request in publishing.sent] == [Create, Create, Apply, Apply]
+    publishing.end(cluster()).engage(cluster("junk-1")).settle(60.0)
+    assert publishing.server.objects.keys() == {*junk, "beta"}
+    assert junk.items() <= publishing.server.objects.items()
+
+
+@pytest.mark.parametrize("only", ["-l a=b", f"-l a={'b' * 200}", "-l a in (\N{GREEK SMALL LETTER BETA})"])
+def test_filters_that_begin_the_same_are_not_the_same(only: str):
+    others = Publishing(of=identity(only=only)).synced(cluster())
+    Publishing(others.server, of=identity(only=only)).synced(cluster())
+    for changed in (f"{only}c", f"{only}c" * 10_000):
+        with pytest.raises(PublishedByAnother, match="was written with the filter"):
+            Publishing(others.server, of=identity(only=changed)).synced(cluster())
+
+
+@pytest.mark.parametrize("tail", ["x" * 200, "\N{GRINNING FACE}" * 100], ids=["ascii", "wide"])
+def test_annotation_that_begins_as_one_of_the_publisher_and_is_longer_is_none(publishing: Publishing, tail: str):
+    long = cluster("a" * 250, uid="1" * 128)
+    publishing.synced(long)
+    before = copy.deepcopy(publishing.server.objects)
+    for key in (CLUSTER, CLUSTER_UID):
+        publishing.server.change(
+            long.name, "annotations", key, before[long.name]["metadata"]["annotations"][key] + tail
+        )
+    [found] = publishing.server.list()
+    assert (found.cluster != long.name, found.cluster_uid != long.uid) == (True, True)
+    assert found.memory < 1_000
+    publishing.publication.listed(publishing.now, [found], publishing.now)
+    publishing.settle()
+    assert (
+        publishing.server.objects[long.name]["metadata"]["annotations"] == before[long.name]["metadata"]["annotations"]
+    )
 
 
 def test_object_whose_content_was_not_kept_is_read_before_it_is_compared():

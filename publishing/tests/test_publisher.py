@@ -136,7 +136,7 @@ class Server:
         self.connected.set()
         self.is_deleting = asyncio.Event()
 
-    async def list(self, identity, is_wanted):
+    async def list(self, identity, is_wanted, observed):
         return self.api.list()
 
     async def perform(self, request, sending=lambda: None):

@@ -36,6 +36,9 @@ _MOST_OBJECTS = 100_000
 _MOST_HELD = 32 << 20
 """Maximum bytes that a list keeps of what is compared: more than those of 5,000 kubeconfigs. Other objects are read one
 by one."""
+_MOST_IDENTIFYING = 64 << 20
+"""Maximum bytes that identify the objects of a list whose clusters are not engaged: more than those of 100,000 that
+publishers have written."""
 _OF_ALL = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 """Statuses below 500 that say nothing about the object: the request is repeated."""
 _UNSENT = frozenset({"dns", "connect", "tls"})
@@ -62,12 +65,17 @@ class PublishedObjects:
         self._api = api
         self._collection = resource.path(namespace)
 
-    async def list(self, identity: Identity, is_wanted: Callable[[str], bool]) -> list[ObservedObject]:
+    async def list(
+        self,
+        identity: Identity,
+        is_wanted: Callable[[str], bool],
+        observed: Callable[[str], ObservedObject | None] = lambda _: None,
+    ) -> list[ObservedObject]:
         """Return all objects with the labels of a publisher; of those that are not wanted, by their name, only the
-        metadata."""
+        metadata, and those that are `observed` if they are unchanged."""
         items: list[ObservedObject] = []
         token, size, clock = "", PageSize(_PAGE_SIZE), asyncio.get_running_loop().time
-        pages, has_expired, held = ListPages(clock()), False, 0
+        pages, has_expired, held, identifying = ListPages(clock()), False, 0, 0
         while True:
             query = {"labelSelector": identity.selector(), "limit": str(size.objects)}
             query |= {"continue": token} if token else {}
@@ -79,15 +87,19 @@ class PublishedObjects:
                 if has_expired:
                     raise TargetUnavailable(str(error), is_answer=True) from error
                 # The continue token expired: list again from the start.
-                items, token, has_expired, held = [], "", True, 0
+                items, token, has_expired, held, identifying = [], "", True, 0, 0
                 continue
             except TargetUnavailable as error:
                 if not error.is_too_large or not size.shrink():
                     raise
                 continue
-            found, token = self._page(page, is_wanted, held)
+            found, token = self._page(page, is_wanted, observed, held)
             items.extend(found)
             held += sum(len(one.content or b"") for one in found)
+            identifying += sum(one.memory for one in found if not is_wanted(one.name))
+            if identifying > _MOST_IDENTIFYING:
+                most = f"{_MOST_IDENTIFYING >> 20} MiB"
+                raise TargetUnavailable(f"{self._collection}: the names and annotations of the list take over {most}")
             if not token:
                 return items
             size.page_fitted()
@@ -98,7 +110,13 @@ class PublishedObjects:
             except EndlessListError as error:
                 raise TargetUnavailable(f"{self._collection}: {error}") from None
 
-    def _page(self, page: bytes, is_wanted: Callable[[str], bool], held: int) -> tuple[Sequence[ObservedObject], str]:
+    def _page(
+        self,
+        page: bytes,
+        is_wanted: Callable[[str], bool],
+        observed: Callable[[str], ObservedObject | None],
+        held: int,
+    ) -> tuple[Sequence[ObservedObject], str]:
         """Return the objects of a page, and the token of the next one. `held`: how many bytes were kept of others."""
         try:
             answer = _PAGE.decode(page)
@@ -107,10 +125,15 @@ class PublishedObjects:
         found = []
         for item in answer.items or ():
             one = ObservedObject.of(item)
-            size = len(one.content or b"")
-            is_kept = is_wanted(one.name) and held + size <= _MOST_HELD
-            held += size if is_kept else 0
-            found.append(one if is_kept else one.without_content())
+            size, former = len(one.content or b""), observed(one.name)
+            if is_wanted(one.name):
+                is_kept = held + size <= _MOST_HELD
+                held += size if is_kept else 0
+                found.append(one if is_kept else one.without_content())
+            elif former is not None and former.version == one.version:
+                found.append(former)  # so that it is held once
+            else:
+                found.append(one.without_content())
         return found, answer.metadata.continue_
 
     async def perform(

@@ -6,7 +6,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum, auto
-from typing import Any
+from functools import lru_cache
+from typing import Any, overload
 
 import msgspec
 
@@ -91,13 +92,21 @@ class Owner(Enum):
     FOREIGN = auto()
 
 
-class _RecordLabels(msgspec.Struct, omit_defaults=True):
+class IdentifyingLabels(msgspec.Struct, frozen=True, gc=False):
+    """The labels that identify an object."""
+
     managed_by: str | None = msgspec.field(default=None, name=MANAGED_BY)
     publication: str | None = msgspec.field(default=None, name=PUBLICATION)
     publisher: str | None = msgspec.field(default=None, name=PUBLISHER)
 
+    @classmethod
+    def of(cls, identity: Identity) -> IdentifyingLabels:
+        return cls(MANAGER, identity.publication, identity.publisher)
 
-class _RecordAnnotations(msgspec.Struct, omit_defaults=True):
+
+class IdentifyingAnnotations(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The annotations that identify an object, and its cluster."""
+
     cluster: str | None = msgspec.field(default=None, name=CLUSTER)
     cluster_uid: str | None = msgspec.field(default=None, name=CLUSTER_UID)
     incarnation: str | None = msgspec.field(default=None, name=INCARNATION)
@@ -112,8 +121,8 @@ class _RecordMetadata(msgspec.Struct, rename="camel"):
     name: str = ""
     uid: str = ""
     resource_version: str = ""
-    labels: _RecordLabels | None = None
-    annotations: _RecordAnnotations | None = None
+    labels: IdentifyingLabels | None = None
+    annotations: IdentifyingAnnotations | None = None
     finalizers: list[str] | None = None
     deletion_timestamp: str | None = None
 
@@ -154,7 +163,7 @@ class _RecordFields(msgspec.Struct, rename="camel", omit_defaults=True):
 class _ComparedMetadata(msgspec.Struct, omit_defaults=True):
     name: str
     labels: msgspec.Raw = _ABSENT
-    annotations: _RecordAnnotations | None = None
+    annotations: IdentifyingAnnotations | None = None
 
 
 class _ComparedContent(msgspec.Struct, omit_defaults=True):
@@ -175,12 +184,57 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 _MOST_OF_LABELS = 64 << 10
 _MOST_OF_FIELD = 512 << 10
 """Maximum bytes of all labels, and of a field: what is larger is none of this command's, and is written again."""
-_MOST_OF_ANNOTATION = 4 << 10
-"""How many characters identify the cluster or the filter of an object."""
-_MOST_FINALIZERS = 10
+_LONGEST_LABEL = 63
+_LONGEST_CLUSTER = 253 + 64
+"""Maximum length of a cluster's name, including the name of its source."""
+_LONGEST_UID = 128
+_LONGEST_INCARNATION = 64
+_LONGEST_GROUP = 63
+_LONGEST_FILTER = 128
+"""That of a filter is compared by its digest if it is longer. The other lengths are those that the daemon limits."""
+_LENGTH_OF_DIGEST = 32
+_OF_STRING = 48
+"""The memory that a string takes besides its characters, about."""
+_LENGTH_OF_FIELDS = 16
+_MOST_OF_FINALIZERS = 253
 
 
-class ObservedObject(msgspec.Struct, frozen=True):
+def _is_short(value: str | None, longest: int, *, is_ascii: bool = True) -> bool:
+    """Return whether a publisher may have written a value."""
+    if value is None:
+        return True
+    return len(value) <= longest and (value.isascii() or not is_ascii) and len(value.encode()) <= longest
+
+
+@overload
+def _kept(value: str, longest: int, *, is_ascii: bool = True) -> str: ...
+
+
+@overload
+def _kept(value: str | None, longest: int, *, is_ascii: bool = True) -> str | None: ...
+
+
+def _kept(value: str | None, longest: int, *, is_ascii: bool = True) -> str | None:
+    """Return what is kept of a value by which an object is identified: all, if a publisher may have written it. Of
+    others there is a digest, so that none is taken for what a publisher writes, and none takes much memory."""
+    if value is None or _is_short(value, longest, is_ascii=is_ascii):
+        return value
+    return f"(not kept: {hashlib.sha256(value.encode()).hexdigest()[:_LENGTH_OF_DIGEST]})"
+
+
+@lru_cache(maxsize=16)
+def _shared(labels: IdentifyingLabels) -> IdentifyingLabels:
+    """Return labels that most objects have in common, so that they are kept once."""
+    return labels
+
+
+@lru_cache(maxsize=16)
+def _shared_text(text: str | None) -> str | None:
+    """Return a text that most objects have in common, so that it is kept once."""
+    return text
+
+
+class ObservedObject(msgspec.Struct, frozen=True, gc=False):
     """An object as the API server returned it. Of its labels and annotations, it has those that identify it."""
 
     content: bytes | None
@@ -188,9 +242,9 @@ class ObservedObject(msgspec.Struct, frozen=True):
     name: str
     uid: str
     resource_version: str
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str]
-    finalizers: tuple[str, ...] | None
+    labels: IdentifyingLabels
+    annotations: IdentifyingAnnotations
+    finalizers: str | None
     """What the object waits for since its deletion was requested; None if that was not requested."""
 
     @classmethod
@@ -202,17 +256,26 @@ class ObservedObject(msgspec.Struct, frozen=True):
             raise TargetUnavailable(f"the API server answered without an object's metadata: {error}") from None
         if not (found.name and found.uid and found.resource_version):
             raise TargetUnavailable("the API server answered without an object's name, UID and resource version")
-        finalizers = tuple((found.finalizers or ())[:_MOST_FINALIZERS]) if found.deletion_timestamp else None
-        annotations = {key: value[:_MOST_OF_ANNOTATION] for key, value in _mapping(found.annotations).items()}
+        finalizers = ", ".join(found.finalizers or ()) if found.deletion_timestamp else None
         return cls(
             _content(answer),
             found.name,
             found.uid,
             found.resource_version,
-            _mapping(found.labels),
-            annotations,
-            finalizers,
+            _labels(found.labels),
+            _annotations_of(found.annotations),
+            None if finalizers is None else _shared_text(finalizers[:_MOST_OF_FINALIZERS]),
         )
+
+    @property
+    def version(self) -> tuple[str, str]:
+        return self.uid, self.resource_version
+
+    @property
+    def memory(self) -> int:
+        """About how many bytes the strings take by which the object is identified."""
+        strings = (self.name, *self.version, *msgspec.structs.astuple(self.annotations), self.finalizers)
+        return sum(_OF_STRING + len(text) * (1 if text.isascii() else 4) for text in strings if text)
 
     def without_content(self) -> ObservedObject:
         return msgspec.structs.replace(self, content=None)
@@ -227,29 +290,29 @@ class ObservedObject(msgspec.Struct, frozen=True):
 
     @property
     def cluster(self) -> str:
-        return self.annotations.get(CLUSTER, "")
+        return self.annotations.cluster or ""
 
     @property
     def cluster_uid(self) -> str:
-        return self.annotations.get(CLUSTER_UID, "")
+        return self.annotations.cluster_uid or ""
 
     @property
     def incarnation(self) -> str:
-        return self.annotations.get(INCARNATION, "")
+        return self.annotations.incarnation or ""
 
     @property
     def publisher(self) -> str:
-        return self.labels.get(PUBLISHER, "")
+        return self.labels.publisher or ""
 
     def owner(self, identity: Identity) -> Owner:
-        if self.labels.get(MANAGED_BY) != MANAGER or self.labels.get(PUBLICATION) != identity.publication:
+        if self.labels.managed_by != MANAGER or self.labels.publication != identity.publication:
             return Owner.FOREIGN
         return Owner.SELF if self.publisher == identity.publisher else Owner.OTHER_PUBLISHER
 
     def difference(self, identity: Identity) -> str:
         """Return how the object's shard group or filter differs from the publisher's; empty if they are the same."""
-        recorded = self.annotations.get(GROUP), self.annotations.get(FILTER)
-        return difference(recorded, (identity.group, identity.filter[:_MOST_OF_ANNOTATION]))
+        recorded = self.annotations.group, self.annotations.filter
+        return difference(recorded, (identity.group, _kept(identity.filter, _LONGEST_FILTER)))
 
 
 def is_finalizing(answer: bytes) -> bool:
@@ -294,7 +357,7 @@ def applied(
 ) -> Document:
     """Return the object to apply, without its status."""
     fields = "\n".join(sorted(_field_paths([content.body, dict(content.labels), content.status])))
-    digest = hashlib.sha256(fields.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(fields.encode()).hexdigest()[:_LENGTH_OF_FIELDS]
     metadata = {
         "name": name,
         "labels": {**content.labels, **identity.labels()},
@@ -318,7 +381,7 @@ def changes(
     """
     body, status = applied(resource, identity, observed.name, cluster, content), None
     document = observed.document
-    has_other_fields = observed.annotations.get(FIELDS) != body["metadata"]["annotations"][FIELDS]
+    has_other_fields = observed.annotations.fields != body["metadata"]["annotations"][FIELDS]
     if not identity.group and observed.incarnation:
         # That of a shard group stays if it is only left out: the creation of the object has written it, too.
         body["metadata"]["annotations"][INCARNATION] = ""
@@ -369,8 +432,25 @@ def contains(observed: Any, desired: Any) -> bool:
     return bool(observed == desired)
 
 
-def _mapping(found: _RecordLabels | _RecordAnnotations | None) -> dict[str, str]:
-    return {} if found is None else msgspec.to_builtins(found)
+def _labels(found: IdentifyingLabels | None) -> IdentifyingLabels:
+    values = () if found is None else msgspec.structs.astuple(found)
+    return _shared(IdentifyingLabels(*(_kept(value, _LONGEST_LABEL) for value in values)))
+
+
+_UNANNOTATED = IdentifyingAnnotations()
+
+
+def _annotations_of(found: IdentifyingAnnotations | None) -> IdentifyingAnnotations:
+    if found is None or found == _UNANNOTATED:
+        return _UNANNOTATED
+    return IdentifyingAnnotations(
+        cluster=found.cluster if _is_short(found.cluster, _LONGEST_CLUSTER) else None,
+        cluster_uid=_kept(found.cluster_uid, _LONGEST_UID, is_ascii=False),
+        incarnation=_kept(found.incarnation, _LONGEST_INCARNATION),
+        group=_shared_text(_kept(found.group, _LONGEST_GROUP)),
+        filter=_shared_text(_kept(found.filter, _LONGEST_FILTER)),
+        fields=_shared_text(found.fields) if _is_short(found.fields, _LENGTH_OF_FIELDS) else None,
+    )
 
 
 def _content(answer: bytes | msgspec.Raw) -> bytes:

@@ -322,13 +322,17 @@ class Publication:
     def listed(self, sent_at: float, objects: Iterable[ObservedObject], now: float) -> None:
         """Receive all objects of this publisher, so that those that other clients changed or deleted are written again.
 
+    def observed(self, name: str) -> ObservedObject | None:
+        """Return the object of this name as last observed."""
+        return self.records[name].observed if name in self.records else None
+
         A list says nothing about what was requested, or answered, while it was read. Raises PublishedByAnother if most
         objects are of another run.
         """
         self._contacted()
         found = {observed.name: observed for observed in objects}
         self._require_own(found.values())
-        for name in {**self.records, **found}:
+        for name in [*self.records, *(name for name in found if name not in self.records)]:
             record = self._record(name)
             before = record.version
             if (not record.next.ticket or record.next.is_question) and record.answered_at < sent_at:
@@ -363,7 +367,7 @@ class Publication:
         return replace(record, object=records.UnreadObject(before))
 
     def _require_own(self, objects: Iterable[ObservedObject]) -> None:
-        own = [observed for observed in objects if observed.owner(self.identity) is Owner.SELF]
+        own = [observed for observed in objects if self._is_of_a_fleet(observed)]
         others = [observed for observed in own if observed.difference(self.identity)]
         if others and 2 * len(others) > len(own) and not self._removals.accepts:
             problem = records.of_other_run(others[0], self.identity)
@@ -372,6 +376,11 @@ class Publication:
     def identified(self, group: str, now: float) -> None:
         """Receive the daemon's shard group. Raises PublishedByAnother if it changed during this run."""
         due_at = self._common[Lane.IDENTIFY].due_at
+    def _is_of_a_fleet(self, observed: ObservedObject) -> bool:
+        """Return whether an object has the labels of this publisher, and names a cluster of its name."""
+        is_named = object_name(observed.cluster, self.renderer.suffix) == observed.name
+        return is_named and observed.owner(self.identity) is Owner.SELF
+
         self._set("", Lane.IDENTIFY, Attempt(due_at))
         if due_at < math.inf:
             return  # the stream began again meanwhile, perhaps at another daemon
@@ -399,7 +408,7 @@ class Publication:
             record = replace(record, object=Finalizing(record.observed))
         record = self._observe(record, found, now, by_us=not is_read)
         if isinstance(record.object, Finalizing):
-            names = ", ".join(record.object.observed.finalizers or ("none",))
+            names = record.object.observed.finalizers or "none"
             record = replace(
                 record,
                 next=Attempt(

@@ -214,7 +214,8 @@ class Publisher:
                 publication.read(task, request, found, clock())
             case Lane.LIST:
                 sent_at = clock()
-                publication.listed(sent_at, await server.list(publication.identity, publication.is_wanted), clock())
+                listed = await server.list(publication.identity, publication.is_wanted, publication.observed)
+                publication.listed(sent_at, listed, clock())
             case _:
                 sharding = (await self._client.server_info()).sharding
                 publication.identified("" if sharding is None else sharding.group, clock())

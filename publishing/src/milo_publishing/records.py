@@ -47,6 +47,7 @@ from milo_discovery.removals import Removal
 from milo_publishing.objects import (
     CLUSTER,
     Document,
+    IdentifyingLabels,
     ObservedObject,
     Owner,
     changes,
@@ -70,33 +71,39 @@ CHECK_S = 1.0
 """How often an object waits for its source again: no event reports that a source is no longer stale."""
 
 
-class AbsentObject(msgspec.Struct, frozen=True):
+_UNNAMED = (
+    f"another client has changed its annotation {CLUSTER}: the publisher that has its cluster writes it back; delete "
+    "it if the cluster has ended"
+)
+
+
+class AbsentObject(msgspec.Struct, frozen=True, gc=False):
     """The API server has no object of this publisher."""
 
 
-class UnreadObject(msgspec.Struct, frozen=True):
+class UnreadObject(msgspec.Struct, frozen=True, gc=False):
     """The outcome of the last write is unknown, or another client has changed the object."""
 
     observed: ObservedObject | None
 
 
-class Present(msgspec.Struct, frozen=True):
+class Present(msgspec.Struct, frozen=True, gc=False):
     observed: ObservedObject
 
 
-class Finalizing(msgspec.Struct, frozen=True):
+class Finalizing(msgspec.Struct, frozen=True, gc=False):
     """The object's deletion was requested, and it waits for its finalizers."""
 
     observed: ObservedObject
 
 
-class OfOtherRun(msgspec.Struct, frozen=True):
+class OfOtherRun(msgspec.Struct, frozen=True, gc=False):
     """A run of this publisher with another filter, or in another shard group, wrote the object."""
 
     observed: ObservedObject
 
 
-class Unasked(msgspec.Struct, frozen=True):
+class Unasked(msgspec.Struct, frozen=True, gc=False):
     """Nothing is known about the cluster's end."""
 
     ask_at: float = -math.inf
@@ -104,7 +111,7 @@ class Unasked(msgspec.Struct, frozen=True):
     """Whether another client was seen to change the object: further changes delay no question."""
 
 
-class Missing(msgspec.Struct, frozen=True):
+class Missing(msgspec.Struct, frozen=True, gc=False):
     """The daemon has answered that the cluster is not engaged, or does not match the filter."""
 
     since: float
@@ -117,7 +124,7 @@ class Missing(msgspec.Struct, frozen=True):
         return self.answered_at >= self.since + removals.SECOND_LOOK_S
 
 
-class Elsewhere(msgspec.Struct, frozen=True):
+class Elsewhere(msgspec.Struct, frozen=True, gc=False):
     """The cluster is engaged, or another member of the group is to engage it, as far as is known."""
 
     ask_at: float = math.inf
@@ -126,7 +133,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     answered_at: float = -math.inf
 
 
-class EndedCluster(msgspec.Struct, frozen=True):
+class EndedCluster(msgspec.Struct, frozen=True, gc=False):
     """This engagement of the cluster has ended."""
 
     cluster_uid: str
@@ -209,7 +216,7 @@ class Refuse(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, gc=False):
     """When the next request is due, or that one is being made."""
 
     due_at: float = math.inf
@@ -231,7 +238,7 @@ class Attempt(msgspec.Struct, frozen=True):
         return self if self.failures and not self.ticket else replace(self, due_at=min(self.due_at, when))
 
 
-class Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What an object of this publisher was before another client changed its labels or annotations."""
 
     uid: str
@@ -399,14 +406,14 @@ def _recognized(record: Record, found: ObservedObject, renderer: Renderer, ident
     known = record.known if record.known is not None and record.known.uid == found.uid else None
     labels, cluster = found.labels, found.cluster
     if known is not None:
-        labels = labels if found.owner(identity) is Owner.SELF else {**labels, **identity.labels()}
+        labels = labels if found.owner(identity) is Owner.SELF else IdentifyingLabels.of(identity)
         if known.cluster and known.cluster_uid == found.cluster_uid:  # each UID is of one cluster
             cluster = known.cluster
     if object_name(cluster, renderer.suffix) != found.name:
         cluster = "" if known is None else known.cluster
     if labels is found.labels and cluster == found.cluster:
         return found
-    return replace(found, labels=labels, annotations={**found.annotations, CLUSTER: cluster})
+    return replace(found, labels=labels, annotations=replace(found.annotations, cluster=cluster))
 
 
 def _known(record: Record, found: ObservedObject) -> Known:
@@ -443,10 +450,7 @@ def decide(  # noqa: PLR0911  (a table)
             # Also if its cluster was replaced: readers must not apply cached data of the former cluster to the new one.
             return _end(record, observed, now, is_followed=is_followed, is_held=is_held)
         case Present(observed) if not record.cluster and observed.owner(identity) is Owner.SELF:
-            return Refuse(
-                f"another client has changed its annotation {CLUSTER}: the publisher that has its cluster writes it "
-                "back; delete it if the cluster has ended"
-            )
+            return Refuse(_UNNAMED)
         case Present(observed) if not record.is_own(identity) and _is_reported(record, observed, identity):
             # Even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
             return Refuse(
