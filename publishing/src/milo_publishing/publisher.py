@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -33,59 +33,42 @@ _HANGING_S = 0.25
 """How long a request occupies its slot: those that hang delay no others."""
 
 
-class Limit:
-    """A semaphore. That of asyncio searches all waiters for each one that is canceled, and all objects may wait."""
-
-    def __init__(self, most: int) -> None:
-        self._free = most
-        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
-
-    async def acquire(self) -> None:
-        if self._free:
-            self._free -= 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = None
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting.pop(turn, None)
-            else:
-                self.release()  # it was this one's turn
-            raise
-
-    def release(self) -> None:
-        while self._waiting:
-            turn, _ = self._waiting.popitem(last=False)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
-
-
 class Slots:
     """Limits concurrent requests: `quick` at a time, and `total` together with those that hang."""
 
     def __init__(self, quick: int, total: int) -> None:
-        self._quick = Limit(quick)
-        self._total = Limit(total)
+        self.waiting: deque[Task] = deque()
+        """These are no tasks of asyncio, each of which takes some 2 KiB: all objects may wait."""
+        self._quick = quick
+        self._total = total
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        await self._total.acquire()
+    def take(self) -> Task | None:
+        """Return the next task, if there is a slot for it: its request occupies that in `slot`."""
+        if not (self.waiting and self._quick and self._total):
+            return None
+        self._quick -= 1
+        self._total -= 1
+        return self.waiting.popleft()
+
+    @contextmanager
+    def slot(self, freed: Callable[[], None]) -> Iterator[None]:
+        """Perform a task that was taken. `freed` is called if another one can be taken although it still hangs."""
+
+        is_hanging = False
+
+        def hang() -> None:
+            nonlocal is_hanging
+            is_hanging = True
+            self._quick += 1
+            freed()
+
+        timer = asyncio.get_running_loop().call_later(_HANGING_S, hang)
         try:
-            await self._quick.acquire()
-            hanging = asyncio.get_running_loop().create_future()
-            hanging.add_done_callback(lambda _: self._quick.release())
-            timer = asyncio.get_running_loop().call_later(_HANGING_S, hanging.cancel)
-            try:
-                yield
-            finally:
-                timer.cancel()
-                hanging.cancel()
+            yield
         finally:
-            self._total.release()
+            timer.cancel()
+            self._quick += not is_hanging
+            self._total += 1
 
 
 class Publisher:
@@ -172,10 +155,13 @@ class Publisher:
         with unwrap_single_error():
             async with asyncio.TaskGroup() as group:
                 while True:
-                    tasks = self._publication.due(clock(), watch)
-                    for task in tasks:
+                    for task in self._publication.due(clock(), watch):
                         self._running += 1
-                        group.create_task(self._serve(task, watch), name=f"{task.lane.name} {task.name}")
+                        self._slots[self._publication.request_kind(task), task.is_retry].waiting.append(task)
+                    for slots in self._slots.values():
+                        while (next_task := slots.take()) is not None:
+                            name = f"{next_task.lane.name} {next_task.name}"
+                            group.create_task(self._serve(next_task, slots, watch), name=name)
                     if once and not self._running and self._publication.is_done:
                         done.set()
                     if self._publication.next_at <= clock():
@@ -186,10 +172,10 @@ class Publisher:
                             await self._changed.wait()
                     self._changed.clear()
 
-    async def _serve(self, task: Task, watch: Watch) -> None:
+    async def _serve(self, task: Task, slots: Slots, watch: Watch) -> None:
         publication, clock = self._publication, asyncio.get_running_loop().time
         try:
-            async with self._slots[publication.request_kind(task), task.is_retry].slot():
+            with slots.slot(self._changed.set):
                 request = publication.request(task, clock(), watch)
                 if request is not None:
                     await self._perform(task, request, watch)
