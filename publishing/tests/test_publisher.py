@@ -690,6 +690,36 @@ def _address(server: Server) -> str:
     return b64decode(secret.get("data", {}).get("server", "")).decode()
 
 
+def moved(name: str) -> Event:
+    """Return the event that a cluster has another endpoint."""
+    cluster = Cluster(name=name, uid=f"uid-{name}", endpoint="https://moved.test")
+    return Event(type=EventType.UPDATED, cluster=cluster)
+
+
+async def test_server_of_a_former_endpoint_stays_published_with_the_reason():
+    """Found by a reader: nothing was reported, and consumers went on with the former server."""
+    async with Publishing(renderer=ARGOCD).running("alpha") as publishing:
+        await eventually(lambda: _address(publishing.server))
+        before = _address(publishing.server)
+        refused = PermissionDenied("no rule permits it", code="PERMISSION_DENIED")
+        publishing.daemon.failures["alpha"] = [refused] * 100
+        publishing.daemon.sent.put_nowait(moved("alpha"))
+        await eventually(lambda: publishing.publication.problems)
+        assert publishing.publication.problems == ("cannot get its server and CA: no rule permits it",)
+        assert _address(publishing.server) == before
+        publishing.daemon.failures.clear()
+        await eventually(lambda: publishing.publication.problems == ())
+
+
+async def test_credential_of_a_former_endpoint_is_asked_for_again(publishing: Publishing):
+    publishing.daemon.engage("alpha")
+    await publishing.until_published("alpha")
+    publishing.daemon.issued["alpha"] = asyncio.get_running_loop().create_future()
+    publishing.daemon.issued["alpha"].set_result(text("https://moved.test", token="t"))
+    publishing.daemon.sent.put_nowait(moved("alpha"))
+    await eventually(lambda: _server(publishing.server) == "https://moved.test")
+
+
 async def test_requests_that_wait_for_others_that_hang_take_no_tasks_of_their_own(publishing: Publishing):
     """Found by a reader: 10,000 listed objects took 50 MiB, most of it for tasks that waited for their turn."""
     names = [f"hangs-{at}" for at in range(500)]

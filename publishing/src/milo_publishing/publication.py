@@ -161,8 +161,9 @@ class Publication:
         """Publish an engaged cluster. `received`: its access, if the event has it, or `problem`: why it is unusable."""
         record = self._record(object_name(cluster.name, self.renderer.suffix))
         before = next((one for one in record.engaged if one.cluster.name == cluster.name), None)
-        held = before.received if before is not None and before.cluster.uid == cluster.uid else None
-        new = Engaged(cluster, received or held)
+        new = Engaged(cluster, received, cluster.endpoint)
+        if received is None and before is not None and before.cluster.uid == cluster.uid:
+            new = replace(before, cluster=cluster)
         engaged = tuple(new if one is before else one for one in record.engaged)
         record = self._preferring(replace(record, engaged=engaged if before else (*engaged, new)), now)
         if record.wanted is new:
@@ -184,8 +185,10 @@ class Publication:
         if problem:
             return Attempt(problem=problem)
         if new.received is not None:
-            is_held = before is not None and before.received is new.received
-            return record.access if is_held else Attempt(_renewal_at(new.received, now))
+            if before is None or before.received is not new.received:
+                return Attempt(_renewal_at(new.received, now))
+            has_moved = before.is_received and not new.is_received
+            return Attempt(now + _UNISSUED_S) if has_moved else record.access
         is_known = before is not None and before.cluster.incarnation == new.cluster.incarnation
         return record.access if is_known else Attempt(now + _UNISSUED_S)
 
@@ -319,12 +322,12 @@ class Publication:
         """Return whether the object of this name is compared: its cluster is engaged."""
         return name in self.records and bool(self.records[name].engaged)
 
-    def listed(self, sent_at: float, objects: Iterable[ObservedObject], now: float) -> None:
-        """Receive all objects of this publisher, so that those that other clients changed or deleted are written again.
-
     def observed(self, name: str) -> ObservedObject | None:
         """Return the object of this name as last observed."""
         return self.records[name].observed if name in self.records else None
+
+    def listed(self, sent_at: float, objects: Iterable[ObservedObject], now: float) -> None:
+        """Receive all objects of this publisher, so that those that other clients changed or deleted are written again.
 
         A list says nothing about what was requested, or answered, while it was read. Raises PublishedByAnother if most
         objects are of another run.
@@ -373,14 +376,14 @@ class Publication:
             problem = records.of_other_run(others[0], self.identity)
             raise PublishedByAnother(f"{self.renderer.resource.kind} {others[0].name}: {problem}")
 
-    def identified(self, group: str, now: float) -> None:
-        """Receive the daemon's shard group. Raises PublishedByAnother if it changed during this run."""
-        due_at = self._common[Lane.IDENTIFY].due_at
     def _is_of_a_fleet(self, observed: ObservedObject) -> bool:
         """Return whether an object has the labels of this publisher, and names a cluster of its name."""
         is_named = object_name(observed.cluster, self.renderer.suffix) == observed.name
         return is_named and observed.owner(self.identity) is Owner.SELF
 
+    def identified(self, group: str, now: float) -> None:
+        """Receive the daemon's shard group. Raises PublishedByAnother if it changed during this run."""
+        due_at = self._common[Lane.IDENTIFY].due_at
         self._set("", Lane.IDENTIFY, Attempt(due_at))
         if due_at < math.inf:
             return  # the stream began again meanwhile, perhaps at another daemon
@@ -441,7 +444,8 @@ class Publication:
         """Receive the server and CA of a cluster."""
         record = self._record(task.name)
         if record.wanted is not None and record.access.ticket == task.ticket:
-            engaged = replace(record.wanted, received=received), *record.engaged[1:]
+            wanted = replace(record.wanted, received=received, endpoint=record.wanted.cluster.endpoint)
+            engaged = wanted, *record.engaged[1:]
             self._put(
                 replace(record, engaged=engaged, access=Attempt(_renewal_at(received, now)), next=record.next.at(now))
             )
@@ -484,7 +488,7 @@ class Publication:
         if task.lane is Lane.ACCESS and self.renderer.embeds_credentials:
             # The daemon issues a few credentials at a time: that one is late is no problem yet.
             problem = attempt.problem if isinstance(error, TimedOut) else f"cannot get its credential: {text}"
-        elif task.lane is Lane.ACCESS and record.wanted is not None and record.wanted.received is not None:
+        elif task.lane is Lane.ACCESS and record.wanted is not None and record.wanted.is_received:
             problem = ""  # the last answer stays published
         self._set(task.name, task.lane, Attempt(due_at, failures=failures, problem=problem))
         if attempt.is_question:

@@ -162,6 +162,13 @@ class Received(msgspec.Struct, frozen=True):
 class Engaged(msgspec.Struct, frozen=True):
     cluster: Cluster
     received: Received | None
+    endpoint: str = ""
+    """That of the cluster when this was received."""
+
+    @property
+    def is_received(self) -> bool:
+        """Whether its server and CA were received since its endpoint changed."""
+        return self.received is not None and self.endpoint == self.cluster.endpoint
 
 
 class ReadObject(msgspec.Struct, frozen=True):
