@@ -357,11 +357,11 @@ class Request(Generic[ObjectT]):
             body["preconditions"] = required
         if propagation is not None:
             body["propagationPolicy"] = propagation
+        if dry_run:
+            body["dryRun"] = ["All"]  # in the query, kube-apiserver ignores it beside a body
         kind, place = kind_of(kind), (self._default(namespace), name)
         try:
-            answer: Document | None = await self._member.api.send(
-                "DELETE", kind.path(name, place[0]), _dry_run(dry_run), body
-            )
+            answer: Document | None = await self._member.api.send("DELETE", kind.path(name, place[0]), body=body)
         except NotFound:
             answer = None
         if dry_run:

@@ -311,24 +311,24 @@ class Api:
         )
 
     async def _delete(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
-        wanted = await _object(request) if request.can_read_body else {}
+        wanted = await _deletion_options(request)
         preconditions = wanted.get("preconditions", {})
         if not isinstance(preconditions, dict):
             raise refusals.bad_request("preconditions must be a JSON object")
         if call.resource == NAMESPACES and call.name in _IMMORTAL_NAMESPACES:
             raise refusals.undeletable_namespace(call.resource, call.name)
-        await self._review_deletion(request, call)
+        await self._review_deletion(call, dry_run=bool(wanted.get("dryRun")))
         record, gone = self.store.delete(
             call.resource,
             call.name,
             namespace=call.namespace,
             preconditions=Preconditions(preconditions.get("uid", ""), preconditions.get("resourceVersion", "")),
-            propagation=wanted.get("propagationPolicy") or request.query.get("propagationPolicy", ""),
-            dry_run=_is_dry_run(request.query) or bool(wanted.get("dryRun")),
+            propagation=wanted.get("propagationPolicy", ""),
+            dry_run=bool(wanted.get("dryRun")),
         )
         return answers.document(_deleted(call, record)) if gone else answers.body(record.body)
 
-    async def _review_deletion(self, request: web.BaseRequest, call: Call) -> None:
+    async def _review_deletion(self, call: Call, *, dry_run: bool) -> None:
         """Raises RefusalError if a webhook denies the deletion of an object."""
         matching = self.webhooks.matching(call, "DELETE") if self.webhooks is not None else []
         before = self.store[call.resource].get(call.name, call.namespace)
@@ -339,13 +339,13 @@ class Api:
                 project=self.project,
                 document=None,
                 before=before.document(),
-                dry_run=_is_dry_run(request.query),
+                dry_run=dry_run,
             )
             await self.webhooks.reviewed(matching, write)
 
     async def _delete_collection(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         page = await self._page(request, call)
-        if not _is_dry_run(request.query):
+        if not (await _deletion_options(request)).get("dryRun"):
             for record in page.records:
                 self.store.discard(call.resource, record.key)
         return await answers.parts(request, _listing(call.resource, page))
@@ -359,6 +359,11 @@ def _writer(request: web.BaseRequest, call: Call) -> Writer:
 
 def _part(call: Call) -> Part:
     return Part.STATUS if call.subresource == "status" else Part.MAIN
+
+
+async def _deletion_options(request: web.BaseRequest) -> dict[str, Any]:
+    """Return the options of a deletion. As in kube-apiserver, those in the query are ignored beside a body."""
+    return await _object(request) if request.can_read_body else {**request.query}
 
 
 def _is_dry_run(query: Mapping[str, str]) -> bool:
