@@ -48,6 +48,8 @@ OVERHEAD_FRAMES = Rate(per_second=20.0, burst=1000.0)
 """Rate limit for frames without content, beyond the credit from requests and content. A higher rate is treated as an
 attack."""
 _FRAMES_PER_REQUEST = 20
+_BYTES_PER_FRAME = 512
+"""How many bytes of a request's body add one frame to the credit: servers extend the window as they read."""
 _CREDIT_LIMIT = 10_000
 _SHORT_DATA = 32
 """A DATA frame adds to the credit for frames without content only if its own content is at least this long."""
@@ -142,8 +144,8 @@ class FrameBudget:
         self._credit = 0
         """Number of frames without content that are accepted before the rate limit applies."""
 
-    def pay_for_request(self) -> None:
-        self._credit = min(self._credit + _FRAMES_PER_REQUEST, _CREDIT_LIMIT)
+    def pay_for_request(self, body_bytes: int) -> None:
+        self._credit = min(self._credit + _FRAMES_PER_REQUEST + body_bytes // _BYTES_PER_FRAME, _CREDIT_LIMIT)
 
     def feed(self, data: bytes) -> None:
         self._unread = self._unread + data if self._unread else data
@@ -207,7 +209,7 @@ class Http2Core:
 
     def begin(self, fields: Iterable[tuple[str, str]], body: bytes) -> int:
         """Send a request; return the stream of its response."""
-        self.frames.pay_for_request()
+        self.frames.pay_for_request(len(body))
         stream_id = self._h2.get_next_available_stream_id()
         self._h2.send_headers(stream_id, fields, end_stream=not body)
         if body:

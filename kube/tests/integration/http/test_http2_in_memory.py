@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import RequestReceived
+from h2.events import DataReceived, RequestReceived, StreamEnded
 from hyperframe.frame import (
     DataFrame,
     GoAwayFrame,
@@ -110,6 +110,29 @@ async def test_many_short_http2_responses_are_not_counted_as_a_flood() -> None:
         assert await rest(response) == b""
         response.close()
     assert not transport.is_closing()
+
+
+async def test_windows_that_a_server_extends_as_it_reads_large_bodies_are_not_counted_as_a_flood() -> None:
+    connection, transport = connected()
+    server = H2Connection(H2Configuration(client_side=False, validate_outbound_headers=False))
+    server.initiate_connection()
+    server.data_to_send()
+    written = 0
+    for _ in range(40):
+        response = connection.send("PATCH", "/", {"Host": "api.test"}, b"x" * 900_000)
+        while written < len(transport.written):
+            events, written = server.receive_data(transport.written[written:]), len(transport.written)
+            for event in events:
+                if isinstance(event, DataReceived):
+                    length = event.flow_controlled_length
+                    for _ in range(0, length, 4096):  # as Go's server does
+                        server.increment_flow_control_window(min(4096, length))
+                        server.increment_flow_control_window(min(4096, length), event.stream_id)
+                elif isinstance(event, StreamEnded):
+                    server.send_headers(event.stream_id, [(":status", "200")], end_stream=True)
+            connection.data_received(server.data_to_send())
+            await asyncio.sleep(0)
+        assert await rest(response) == b""
 
 
 async def test_frames_received_before_the_end_of_the_connection_are_processed() -> None:
