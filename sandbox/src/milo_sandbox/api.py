@@ -194,6 +194,7 @@ class Api:
 
     async def _create(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
+        _require_kind(call, document)
         metadata = document.get("metadata")
         name = metadata.get("name") if isinstance(metadata, dict) else None
         self.admit(msgspec.structs.replace(call, name=str(name or "")), None)
@@ -209,6 +210,7 @@ class Api:
 
     async def _update(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
+        _require_kind(call, document)
         self.admit(call, self.store.read(call.resource, call.name, call.namespace))
         record = await self._reviewed(
             request,
@@ -259,6 +261,8 @@ class Api:
         manager = request.query.get("fieldManager", "")
         if not manager:
             raise refusals.missing_field_manager()
+        if not document.get("kind"):
+            raise refusals.bad_request(f"invalid object type: {document.get('apiVersion', '')}, Kind=")
         before = self.store[call.resource].get(call.name, call.namespace)
         self.admit(call, None if before is None else before.document())
         record = await self._reviewed(
@@ -401,6 +405,14 @@ async def _yaml_object(request: web.BaseRequest) -> Document:
     if not isinstance(document, dict):
         raise refusals.bad_request("the body of the request must be an object")
     return document
+
+
+def _require_kind(call: Call, document: Document) -> None:
+    """Raises RefusalError if the kind of a custom resource is missing: only of others it is known by the path."""
+    if call.resource.is_custom and not document.get("kind"):
+        problem = f"Object 'Kind' is missing in '{encode(document).decode()}'"
+        wanted = f"must be of type {call.resource.kind}"
+        raise refusals.bad_request(f"the object provided is unrecognized ({wanted}): {problem}")
 
 
 def _table(request: web.BaseRequest, call: Call) -> Table | None:

@@ -32,12 +32,16 @@ async def client(sandbox: Sandbox, connect: Callable[[Sandbox], Client]) -> Clie
 
 async def create(client: Client, name: str) -> None:
     spec = {"ownerRef": {"kind": "Organization", "name": "acme"}}
-    assert (await client.call("POST", PROJECTS, {"metadata": {"name": name}, "spec": spec})).status == 201
+    assert (
+        await client.call("POST", PROJECTS, {"kind": "Project", "metadata": {"name": name}, "spec": spec})
+    ).status == 201
 
 
 async def suspend(client: Client, name: str, project: str, reason: str = "Billing") -> None:
     spec = {"projectRef": {"name": project}, "reason": reason, "reinstateAuthority": "Consumer", "requestedBy": "test"}
-    assert (await client.call("POST", SUSPENSIONS, {"metadata": {"name": name}, "spec": spec})).status == 201
+    assert (
+        await client.call("POST", SUSPENSIONS, {"kind": "Project", "metadata": {"name": name}, "spec": spec})
+    ).status == 201
 
 
 async def status_of(client: Client, name: str = "alpha") -> dict[str, Any]:

@@ -154,7 +154,7 @@ class LeaderElection:
                 return await self._take_or_keep()
         except TimeoutError:
             self._stop_writing()
-            log.warning("lease %s/%s: no response within %.1f s", self._namespace, self._name, limit_s)
+            log.warning("lease %s/%s: no response within %.1f s", self._namespace, self._name, max(0.0, limit_s))
             return False
         except Exception as error:  # noqa: BLE001  (one failed request must not end the leadership)
             self._log_failure("request", error)
