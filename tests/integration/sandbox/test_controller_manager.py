@@ -40,7 +40,7 @@ async def create(client: Client, name: str) -> None:
 async def suspend(client: Client, name: str, project: str, reason: str = "Billing") -> None:
     spec = {"projectRef": {"name": project}, "reason": reason, "reinstateAuthority": "Consumer", "requestedBy": "test"}
     assert (
-        await client.call("POST", SUSPENSIONS, {"kind": "Project", "metadata": {"name": name}, "spec": spec})
+        await client.call("POST", SUSPENSIONS, {"kind": "ProjectSuspension", "metadata": {"name": name}, "spec": spec})
     ).status == 201
 
 
