@@ -752,6 +752,64 @@ def test_object_whose_content_was_not_kept_is_read_before_it_is_compared():
     assert late.object["metadata"]["labels"]["env"] == "prod"
 
 
+STUFFED = {"value": "a" * 100_000}
+
+
+def stuff(publishing: Publishing, name: str, **changed: Any) -> None:
+    """Change an object as another client: add to it, and to the time of its condition."""
+    found = publishing.server.objects[name]
+    conditions = [{**one, "lastTransitionTime": "2026" * 20_000} for one in found["status"]["conditions"]]
+    status = {**found["status"], "conditions": conditions, **STUFFED}
+    publishing.server.put(name, {**found, "spec": {**found["spec"], **STUFFED, **changed}, "status": status})
+
+
+def held(publishing: Publishing) -> int:
+    """Return the most bytes that are kept of an object's content."""
+    all_observed = (record.observed for record in publishing.publication.records.values())
+    return max(len(observed.content or b"") for observed in all_observed if observed)
+
+
+@pytest.mark.parametrize("has_access", [True, False])
+@pytest.mark.parametrize("error", [None, TargetRefused("no", 422), TargetUnavailable("no", is_answer=True)])
+def test_what_another_client_adds_to_an_object_is_not_held(has_access: bool, error: Exception | None):
+    """Found by an attacker: 200 objects of 900 KiB took more than the memory of the manifest."""
+    clusters = [cluster(name) for name in ("alpha", "beta", "gamma")]
+    publishing = Publishing(resync_s=300.0).synced(*clusters)
+    right, failing = copy.deepcopy(publishing.server.objects), {"beta"} if error else set()
+    stuff(publishing, "alpha")
+    stuff(publishing, "beta", displayName="a" * 100_000)
+    publishing = Publishing(publishing.server, resync_s=300.0)
+
+    def fail(request: Request) -> None:
+        if isinstance(request, Apply) and error and (request.status or request.body)["metadata"]["name"] in failing:  # type: ignore[index]
+            raise error
+
+    def fail_access() -> None:
+        if not has_access:
+            raise Unavailable("busy", code="UNAVAILABLE")
+
+    publishing.before, publishing.before_access = fail, fail_access
+    publishing.synced(*clusters)
+    assert held(publishing) < 10_000
+    publishing.before_access = lambda: None
+    publishing.settle(301.0)
+    assert held(publishing) < 10_000
+    assert publishing.server.objects["alpha"]["status"]["conditions"] == right["alpha"]["status"]["conditions"]
+    failing.clear()
+    stuff(publishing, "gamma")
+    publishing.settle(601.0)
+    assert held(publishing) < 10_000
+    for name, found in publishing.server.objects.items():
+        assert found["spec"].items() >= right[name]["spec"].items()
+        assert found["status"].items() >= right[name]["status"].items()
+    publishing.sent.clear()
+    publishing.settle(601.0)
+    assert publishing.sent == []  # what others have added stays, and is not written again
+    publishing.engage(cluster(labels={"env": "prod"})).settle()
+    assert publishing.server.objects["alpha"]["metadata"]["labels"]["env"] == "prod"
+    assert held(publishing) < 10_000
+
+
 def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta"))
     before = publishing.uids["alpha"]

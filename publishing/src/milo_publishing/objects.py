@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, overload
 
 import msgspec
+from msgspec.structs import replace
 
 from milo_discovery.model import Cluster
 from milo_discovery.removals import difference
@@ -196,6 +197,7 @@ _LENGTH_OF_DIGEST = 32
 _OF_STRING = 48
 """The memory that a string takes besides its characters, about."""
 _LENGTH_OF_FIELDS = 16
+_LONGEST_TIME = 64
 _MOST_OF_FINALIZERS = 253
 
 
@@ -278,7 +280,7 @@ class ObservedObject(msgspec.Struct, frozen=True, gc=False):
         return sum(_OF_STRING + len(text) * (1 if text.isascii() else 4) for text in strings if text)
 
     def without_content(self) -> ObservedObject:
-        return msgspec.structs.replace(self, content=None)
+        return replace(self, content=None)
 
     @property
     def document(self) -> Document:
@@ -394,14 +396,25 @@ def changes(
     return None if _has(document, body) else body, status
 
 
+def as_desired(
+    resource: PublishedResource, identity: Identity, cluster: Cluster, content: Rendered, observed: ObservedObject
+) -> ObservedObject:
+    """Return the object with no content but that which is as desired: the rest is written, whatever it is."""
+    desired, document = applied(resource, identity, observed.name, cluster, content), observed.document
+    if content.status is not None:
+        desired["status"] = _with_observed_transition_times(content.status, document.get("status"))
+    same = {key: value for key, value in desired.items() if contains(document.get(key), value)}
+    return replace(observed, content=msgspec.json.encode(same))
+
+
 def _with_observed_transition_times(status: Document, observed: Any) -> Document:
     """Return the status, with the observed lastTransitionTime of each condition whose status is unchanged."""
     observed_conditions = observed.get("conditions") if isinstance(observed, dict) else None
     before = {}
     for condition in observed_conditions if isinstance(observed_conditions, list) else ():
         match condition:  # others are malformed, and are replaced
-            case {"type": str(type_), "status": str(state), "lastTransitionTime": str(time)}:
-                before[type_, state] = time
+            case {"type": str(kind), "status": str(state), "lastTransitionTime": str(at)} if len(at) <= _LONGEST_TIME:
+                before[kind, state] = at
     conditions = [
         {
             **condition,

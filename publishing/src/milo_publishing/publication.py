@@ -595,6 +595,8 @@ class Publication:
             found = found.without_content()
         elif found is not None and found.content is None and record.version == (found.uid, found.resource_version):
             found = replace(found, content=record.observed and record.observed.content)
+        if found is not None:
+            found = records.held(record, found, self.renderer, self.identity)
         accepts = self._removals.accepts
         record = records.observe(record, found, self.renderer, self.identity, now, by_us=by_us, accepts=accepts)
         return self._preferring(record, now)

@@ -50,6 +50,7 @@ from milo_publishing.objects import (
     IdentifyingLabels,
     ObservedObject,
     Owner,
+    as_desired,
     changes,
     claim,
     is_valid_name,
@@ -69,6 +70,8 @@ HELD_S = 60.0
 what it engages meanwhile is reported."""
 CHECK_S = 1.0
 """How often an object waits for its source again: no event reports that a source is no longer stale."""
+_MOST_HELD = 8 << 10
+"""Maximum bytes of an object's content that may differ from what is desired: more than those of most kubeconfigs."""
 
 
 _UNNAMED = (
@@ -363,6 +366,18 @@ class Record(msgspec.Struct, frozen=True):
         for other in self.engaged[1:]:
             problems[f"cluster {other.cluster.name}"] = f"the object {self.name} belongs to cluster {first!r}"
         return {subject: problem for subject, problem in problems.items() if problem}
+
+
+def held(record: Record, found: ObservedObject, renderer: Renderer, identity: Identity) -> ObservedObject:
+    """Return an object with the content that is held: not what other clients have added to it, if that is much."""
+    if found.content is None or len(found.content) <= _MOST_HELD:
+        return found
+    wanted, content = record.wanted, None
+    if wanted is not None and wanted.received is not None:
+        content = renderer.render(wanted.cluster, wanted.received.access)
+    if wanted is None or content is None:
+        return found.without_content()  # it is read again before it is compared
+    return as_desired(renderer.resource, identity, wanted.cluster, content, found)
 
 
 def observe(
