@@ -205,7 +205,8 @@ class Daemon:
             run = run_identity(settings.state_directory)
             issuers = Issuers(settings, sources, self._environ, stack, run=run)
             kubeconfigs = self._kubeconfigs(issuers, sources)
-            self._fleet.changes.add_listener(EventType.DISENGAGED, kubeconfigs.disengaged)
+            changes = self._fleet.changes
+            changes.add_listener(EventType.DISENGAGED, lambda event: kubeconfigs.disengaged(event.cluster))
             self._membership = self._new_membership(issuers, sources, stack)
             service = self._service(kubeconfigs)
             stack.enter_context(watched_loop(self._metrics.loop_was_late))

@@ -93,12 +93,12 @@ class FleetChanges:
         """The resource version up to which each source is followed; absent or 0 if its versions cannot be compared.
         Each change replaces the mapping."""
         self._sources = sources
-        self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
+        self._listeners: list[tuple[EventType, Callable[[Event], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
         self._lost: deque[Iterator[list[str]]] = deque()
         """Comparisons of the drains with subscribers whose rights changed: see `PendingReleases.change_view`."""
 
-    def add_listener(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
+    def add_listener(self, kind: EventType, call: Callable[[Event], None]) -> None:
         """Register `call` for each change of that type. It runs before any subscriber can see the change."""
         self._listeners.append((kind, call))
 
@@ -133,7 +133,7 @@ class FleetChanges:
             for kind, call in self._listeners:
                 if event.type is kind:
                     try:
-                        call(cluster)
+                        call(event)
                     except Exception:
                         log.exception("change not passed on", cluster=cluster.target.name)
         if has_drain:

@@ -12,9 +12,9 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.fleet.changes import steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
-from milo_discoveryd.log.events import EventType
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.logger import log
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, source_of
+from milo_discoveryd.model.cluster import DisengageReason, source_of
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.leases import View
@@ -236,13 +236,13 @@ class FleetAssignment:
         ending = chain(self._fleet.releases, self._unreached)
         return chain(filter(self._is_lost, ending), filter(self._is_engaged, unassigned))
 
-    def _ended(self, cluster: Cluster) -> None:
+    def _ended(self, event: Event) -> None:
         # A move waits by itself, and with the ownership of this daemon ends that of its subscribers.
-        has_moved = cluster.draining is not None and cluster.draining.reason is DisengageReason.MOVED
+        has_moved = event.reason is DisengageReason.MOVED
         if not has_moved and not any(source.clusters.is_lost for source in self._fleet.sources):
             now = steady_now()
-            if (until := self._fleet.releases.unreached_until(cluster, now)) > now:
-                self._unreached[cluster.target.name] = until
+            if (until := self._fleet.releases.unreached_until(event.cluster, now)) > now:
+                self._unreached[event.cluster.target.name] = until
 
     def _may_be_kept(self, source: ClusterSource) -> bool:
         is_listed, is_verified = source.progress.is_complete, source.first_list.is_verified

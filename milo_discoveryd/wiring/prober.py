@@ -53,9 +53,9 @@ async def probe(
             metrics,
             is_wanted=fleet.needs_probe,
         )
-        fleet.changes.add_listener(EventType.ENGAGED, prober.engaged)
-        fleet.changes.add_listener(EventType.UPDATED, prober.updated)
-        fleet.changes.add_listener(EventType.DISENGAGED, prober.disengaged)
+        fleet.changes.add_listener(EventType.ENGAGED, lambda event: prober.engaged(event.cluster))
+        fleet.changes.add_listener(EventType.UPDATED, lambda event: prober.updated(event.cluster))
+        fleet.changes.add_listener(EventType.DISENGAGED, lambda event: prober.disengaged(event.cluster))
         await prober.run()
 
 

@@ -127,7 +127,7 @@ class Harness:
         self.service = Service(
             self.fleet, about, self.metrics.streams, self.kubeconfigs, access=self.access, signer=TokenSigner(b"key")
         )
-        self.fleet.changes.add_listener(EventType.DISENGAGED, self.kubeconfigs.disengaged)
+        self.fleet.changes.add_listener(EventType.DISENGAGED, lambda event: self.kubeconfigs.disengaged(event.cluster))
         self.server = Server(
             self.service,
             listeners or [Listener(name="here", address=UnixSocket(socket))],

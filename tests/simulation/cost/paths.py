@@ -185,9 +185,9 @@ async def _probe(bed: Bed, subscribers: int) -> Meter:
     fleet = bed.daemon.fleet
     schedule = ProbeSchedule(ProbePolicy(at_once=20), lambda: 0.5)
     prober = Prober(schedule, ask, fleet.connectivity_changed, bed.daemon.ledger, fleet.needs_probe)
-    fleet.changes.add_listener(EventType.ENGAGED, prober.engaged)
-    fleet.changes.add_listener(EventType.UPDATED, prober.updated)
-    fleet.changes.add_listener(EventType.DISENGAGED, prober.disengaged)
+    fleet.changes.add_listener(EventType.ENGAGED, lambda event: prober.engaged(event.cluster))
+    fleet.changes.add_listener(EventType.UPDATED, lambda event: prober.updated(event.cluster))
+    fleet.changes.add_listener(EventType.DISENGAGED, lambda event: prober.disengaged(event.cluster))
     probing = asyncio.create_task(prober.run())
     await _follow(bed, subscribers)
     meter = await _measured(bed, answers.set)

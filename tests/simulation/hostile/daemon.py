@@ -212,7 +212,7 @@ class Daemon:
                 _SETTINGS.kubeconfigs.max_ttl.total_seconds(), _SETTINGS.kubeconfigs.default_ttl.total_seconds()
             ),
         )
-        self.fleet.changes.add_listener(EventType.DISENGAGED, kubeconfigs.disengaged)
+        self.fleet.changes.add_listener(EventType.DISENGAGED, lambda event: kubeconfigs.disengaged(event.cluster))
         return kubeconfigs
 
     def _prober(self, metrics: Metrics) -> Prober:
@@ -223,9 +223,9 @@ class Daemon:
 
         schedule = ProbeSchedule(ProbePolicy(at_once=20), lambda: 0.5)
         prober = Prober(schedule, ask, self.fleet.connectivity_changed, metrics.probes, self.fleet.needs_probe)
-        self.fleet.changes.add_listener(EventType.ENGAGED, prober.engaged)
-        self.fleet.changes.add_listener(EventType.UPDATED, prober.updated)
-        self.fleet.changes.add_listener(EventType.DISENGAGED, prober.disengaged)
+        self.fleet.changes.add_listener(EventType.ENGAGED, lambda event: prober.engaged(event.cluster))
+        self.fleet.changes.add_listener(EventType.UPDATED, lambda event: prober.updated(event.cluster))
+        self.fleet.changes.add_listener(EventType.DISENGAGED, lambda event: prober.disengaged(event.cluster))
         return prober
 
     async def _evict_frames(self) -> None:

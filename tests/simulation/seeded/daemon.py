@@ -272,8 +272,8 @@ class Daemon:
         )
         access = AccessControl(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
         kubeconfigs = self._kubeconfigs(tokens, random)
-        self.fleet.changes.add_listener(EventType.DISENGAGED, kubeconfigs.disengaged)
-        self.fleet.changes.add_listener(EventType.DISENGAGED, ended)
+        self.fleet.changes.add_listener(EventType.DISENGAGED, lambda event: kubeconfigs.disengaged(event.cluster))
+        self.fleet.changes.add_listener(EventType.DISENGAGED, lambda event: ended(event.cluster))
         self._service = Service(
             self.fleet,
             about,

@@ -63,9 +63,9 @@ class World:
         self.source = new_source(self.journal, ChangeLog(encoder("0" * 16), Retention()))
         schedule = ProbeSchedule(policy, lambda: 0.5)
         prober = Prober(schedule, self._ask, self._tell, self.journal, self.source.engagements.needs_probe)
-        self.source.changes.add_listener(EventType.ENGAGED, prober.engaged)
-        self.source.changes.add_listener(EventType.UPDATED, prober.updated)
-        self.source.changes.add_listener(EventType.DISENGAGED, prober.disengaged)
+        self.source.changes.add_listener(EventType.ENGAGED, lambda event: prober.engaged(event.cluster))
+        self.source.changes.add_listener(EventType.UPDATED, lambda event: prober.updated(event.cluster))
+        self.source.changes.add_listener(EventType.DISENGAGED, lambda event: prober.disengaged(event.cluster))
         self.probing = asyncio.create_task(prober.run())
         for _ in self.source.apply(
             self.source.collections[0], [ListStarted(), *(Listed(ready(name)) for name in CLUSTERS), ListEnded()], 0.0

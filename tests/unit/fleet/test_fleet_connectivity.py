@@ -30,9 +30,7 @@ async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_w
 ) -> None:
     heard: list[str] = []
     for kind in EventType:
-        source.changes.add_listener(
-            kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}")
-        )  # type: ignore[misc]
+        source.changes.add_listener(kind, lambda event: heard.append(f"{event.type.value} {event.cluster.target.name}"))
     (cluster,) = source.engagements.clusters()
     incarnation = cluster.incarnation
     with source.changes.notifier.waiter() as waiter:

@@ -12,7 +12,6 @@ from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.fleet import source as source_module
 from milo_discoveryd.fleet.source import ClusterSource, ObjectsAreClusters
 from milo_discoveryd.log.events import Event, EventType
-from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.contributions import ContributingObject, Contribution, ObjectContent, ObjectContribution
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.resource import NAMES
@@ -38,12 +37,12 @@ def test_unexpected_error_of_a_listener_concerns_only_its_cluster(kind: EventTyp
     source = new_source(Ledger(), readable_log())
     told: list[str] = []
 
-    def broken(changed: Cluster) -> None:
-        if changed.target.name == "a":
+    def broken(event: Event) -> None:
+        if event.cluster.target.name == "a":
             raise ZeroDivisionError
 
     source.changes.add_listener(kind, broken)
-    source.changes.add_listener(kind, lambda changed: told.append(changed.target.name))
+    source.changes.add_listener(kind, lambda event: told.append(event.cluster.target.name))
     listed = [Listed(ready(name, uid=name)) for name in ("a", "b")]
     ended = [DeletionReported(name, name) for name in ("a", "b")]
     with capture_logs() as logs:
@@ -64,7 +63,7 @@ def test_unexpected_error_of_the_journal_concerns_only_its_change() -> None:
 
     source = new_source(Broken(), readable_log())
     told: list[str] = []
-    source.changes.add_listener(EventType.ENGAGED, lambda changed: told.append(changed.target.name))
+    source.changes.add_listener(EventType.ENGAGED, lambda event: told.append(event.cluster.target.name))
     with capture_logs() as logs:
         for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("a")), ListEnded()], 0.0):
             pass
@@ -110,7 +109,7 @@ def source(told: list[str], monkeypatch: pytest.MonkeyPatch) -> ClusterSource:
     monkeypatch.setattr(source_module, "RETRY_S", 0.01)
     made = new_source(Ledger(), readable_log(), not_ready=NotReadyClusters(10.0))
     for kind in (EventType.ENGAGED, EventType.DISENGAGED):
-        made.changes.add_listener(kind, lambda cluster, kind=kind: told.append(f"{kind.value} {cluster.target.name}"))
+        made.changes.add_listener(kind, lambda event: told.append(f"{event.type.value} {event.cluster.target.name}"))
     return made
 
 

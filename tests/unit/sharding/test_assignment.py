@@ -146,7 +146,7 @@ async def test_moved_clusters_stay_engaged_until_they_are_released() -> None:
     assign(assignment, ALONE)
     source.changes.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
     ended: list[str] = []
-    source.changes.add_listener(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
+    source.changes.add_listener(EventType.DISENGAGED, lambda event: ended.append(event.cluster.target.name))
     assign(assignment, GONE)
     assert (lost(assignment), ended) == ({"x", "y"}, [])
     source.changes.release(KEY, "x")
@@ -186,6 +186,20 @@ async def test_cluster_whose_drain_ended_while_its_subscriber_had_no_stream_is_e
     assert lost(assignment) == {"x"}
     now = changes.steady_now()
     source.changes.publish(source.engagements.end_drain("x", changes.moment(now)), now)
+    assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
+
+
+async def test_cluster_that_is_replaced_while_it_moves_is_engaged_elsewhere_only_once_its_subscriber_stopped() -> None:
+    """Found by a reader: its operator, without a stream, worked on while the next owner engaged the new incarnation."""
+    source, assignment = listed("x")
+    assign(assignment, ALONE)
+    subscription = Subscription(KEY, "", Filter(confirms_releases=True))
+    source.changes.subscribe(subscription)
+    source.changes.unsubscribe(subscription)
+    assign(assignment, GONE)
+    [moving] = source.engagements.clusters()
+    assert moving.draining is not None
+    apply(source, ObjectChanged(ready("x", uid="y")))
     assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
 
 
@@ -440,7 +454,7 @@ async def test_cluster_that_cannot_be_disengaged_at_the_loss_of_the_ownership_de
 
     monkeypatch.setattr(source.engagements, "lose", fail)
     ended: list[str] = []
-    source.changes.add_listener(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
+    source.changes.add_listener(EventType.DISENGAGED, lambda event: ended.append(event.cluster.target.name))
     lose(assignment)
     assert ended == ["y"]
 
