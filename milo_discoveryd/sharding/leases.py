@@ -44,12 +44,13 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     is_leaving: bool = False
     """The member is leaving the group, so the next view must not contain it."""
     is_stopped: bool = False
-    """The holder has stopped. A process of the same name may continue its term at once."""
+    """The holder has stopped, and each process before it. One of the same name may continue the term at once."""
     renewal: int = 0
     """A number that is unique among the writes of a holder. Versions are not: they can repeat after a restore from a
     backup."""
     instance: str = ""
-    """An identifier that no two running processes share, such as the ID of a container in a pod."""
+    """An identifier that no two running processes share, such as the ID of a container in a pod. Empty while a
+    process before the holder may own clusters."""
     fleet: str = ""
     """A digest of the settings that define which clusters exist. It must be the same for all members."""
     problem: str = ""

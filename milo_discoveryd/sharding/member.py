@@ -46,6 +46,8 @@ Safety rests on these rules:
 - What others change is not evidence: a malformed Lease, and one that was deleted or whose holder was cleared, counts as
   one that is not renewed, and a member whose own Lease was changed by others ends its term. A member that releases its
   Lease, or evicts another, clears the term too.
+- What a Lease states about the end of its holder is so for all processes of that name before it: while these may own
+  clusters, the holder states no instance, and ends without a statement that it has stopped.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
   if the Leases were restored from a backup, the other members detect it, and their writes show it.
 """
@@ -268,6 +270,9 @@ class Member:
                 own = self._renewal(tenure, now)
             case leaving:
                 tenure, own = leaving.tenure, self._last_write(leaving, now)
+                if own is not None and own.is_stopped and now < tenure.engage_at:
+                    self._enter(Departed())  # a process before it may not have stopped: the next one waits for that
+                    return WaitUntil(inf)
         if own is not None and now >= pacing.write_at:
             if pacing.has_failed_write and tenure.attempted_at is not None and now >= pacing.read_at:
                 return Read()  # perhaps that renewal took effect, and its response is late; tried once
@@ -399,8 +404,14 @@ class Member:
                 read_at = max(group.read_at + self._timing.renew_interval_s, self.state.pacing.read_at)
                 return Read() if read_at <= now else WaitUntil(min(read_at, expires_at))
             joined = msgspec.structs.replace(
-                joined, term=lease.term, acknowledged=lease.acknowledged, pending=lease.pending
+                joined,
+                term=lease.term,
+                acknowledged=lease.acknowledged,
+                pending=lease.pending,
+                instance=self._instance if self._has_ended(lease) else "",
             )
+        elif isinstance(phase, Lost) and now < phase.engage_at:
+            joined = msgspec.structs.replace(joined, instance="")
         write_at = self.state.pacing.write_at
         return WriteLease(joined) if now >= write_at else WaitUntil(write_at)
 
@@ -408,6 +419,12 @@ class Member:
         """Return whether this process may continue the term of the process that holds the Lease."""
         may = lease.is_held and (isinstance(phase, Joining) or lease.holder == self.holder)
         return may and not lease.problem and lease.acknowledged <= number_of(self.state.group.leases.view)
+
+    def _has_ended(self, former: MemberLease) -> bool:
+        """Return whether the process that holds the Lease has ended, and all before it: no operator but the one beside
+        this process may act on their events."""
+        is_beside = bool(self._instance) and former.instance == self._instance
+        return (former.is_stopped or is_beside) and former.holder != self.holder
 
     def _must_wait_for(self, lease: MemberLease, phase: Joining | Lost) -> bool:
         is_taken = lease.is_held and not lease.is_stopped and lease.holder != self.holder
@@ -438,9 +455,8 @@ class Member:
         elif not lease.term.startswith(f"{self.holder}."):
             # Operators may act on events of the former process until its fence.
             former = self.state.group.leases.members[self.name]
-            has_ended = former.is_stopped or (self._instance and former.instance == self._instance)
             acknowledge_at = now + self._timing.evict_after_s
-            engage_at = -inf if has_ended and former.holder != self.holder else acknowledge_at
+            engage_at = -inf if self._has_ended(former) else acknowledge_at
         return Tenure(lease=lease, renewed_at=started_at, engage_at=engage_at, acknowledge_at=acknowledge_at)
 
     # Holding and leaving
@@ -469,6 +485,7 @@ class Member:
             acknowledged=acknowledged,
             pending=pending,
             is_leaving=is_leaving,
+            instance=self._instance if now >= tenure.engage_at else "",
             renewal=self._next_renewal(tenure.lease),
         )
 

@@ -1,6 +1,7 @@
 """The faults of a simulation, at random times."""
 
 from collections.abc import Callable
+from random import Random
 
 from tests.simulation.sharding.pod import Pod
 from tests.simulation.sharding.simulation_run import FAULTS_UNTIL_S, Simulation
@@ -123,6 +124,25 @@ class Faults:
         if pod := self._some():
             pod.host.wall_error += self._random.choice((-60, -30, 30, 60))
 
+    def _stop_successor(self) -> None:
+        """Kill the daemon alone, and stop its successor in another pod. The operator of the former one continues until
+        its deadline."""
+        pod = self._some()
+        if pod is None or pod in self._ending:
+            return
+        pod.kill(with_operator=False)
+        if any(other.member.name == pod.member.name for other in self._world.living):
+            return
+        successor = self._world.start(pod.member.name)
+        self._ending.add(successor)
+
+        def stop() -> None:
+            successor.member.stop()
+            successor.step()
+
+        self._later(1, 6, stop)
+        self._later(7, 10, lambda: self._replace(successor))
+
     def _replace(self, pod: Pod) -> None:
         pod.kill()  # with its operator, which may have outlived the daemon
         self._start(pod.member.name)
@@ -133,6 +153,9 @@ class Faults:
 
 
 KINDS = [name for name in vars(Faults) if not name.startswith("_")]
+STOPPED_SUCCESSOR = "stop_successor"
+STOPPED_SUCCESSORS = 0.3
+"""Share of the simulations that have this fault: it is drawn apart, so that the others of a seed stay as they were."""
 
 
 def schedule(world: Simulation) -> float:
@@ -143,4 +166,9 @@ def schedule(world: Simulation) -> float:
         at = random.uniform(0, FAULTS_UNTIL_S)
         world.outcome.faults.append(f"{at:.0f} {kind}")
         world.timeline.at(at, getattr(faults, kind))
+    apart = Random(f"successors that are stopped {world.outcome.seed}")
+    if apart.random() < STOPPED_SUCCESSORS:
+        at = apart.uniform(0, FAULTS_UNTIL_S)
+        world.outcome.faults.append(f"{at:.0f} {STOPPED_SUCCESSOR}")
+        world.timeline.at(at, faults._stop_successor)
     return FAULTS_UNTIL_S + 90.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulation.sharding.faults import KINDS
+from tests.simulation.sharding.faults import KINDS, STOPPED_SUCCESSOR
 from tests.simulation.sharding.host import Host
 from tests.simulation.sharding.pod import Traits
 from tests.simulation.sharding.simulation_run import simulate
@@ -46,7 +46,7 @@ class NoPrecondition(Traits):
 def test_simulation_has_one_owner_at_a_time_and_recovers_from_every_fault() -> None:
     outcomes = [simulate(seed) for seed in range(SEEDS)]
     assert [outcome.breaches for outcome in outcomes if outcome.breaches] == []
-    assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(KINDS)
+    assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == {*KINDS, STOPPED_SUCCESSOR}
     assert sum(outcome.engagements for outcome in outcomes) > 10 * SEEDS
     assert sum(outcome.views for outcome in outcomes) > 3 * SEEDS
 

@@ -1,5 +1,6 @@
 """One member's decisions, among members that share a fault-free Lease API."""
 
+from collections.abc import Callable
 from math import inf
 
 import msgspec
@@ -230,6 +231,61 @@ def test_successor_continues_its_takeover_after_the_response_to_the_lease_write_
     assert successor.tenure is not None
     assert successor.tenure.lease.term == "a#1.1"
     assert successor.tenure.engage_at > driver.now + 25
+
+
+@pytest.mark.parametrize("has_other", [False, True])
+@pytest.mark.parametrize("ends", [Member.stop, Member.leave, None], ids=["stopped", "left", "killed"])
+def test_successor_that_ends_while_its_predecessor_may_own_leaves_the_next_one_to_wait(
+    ends: Callable[[Member], None] | None, *, has_other: bool
+) -> None:
+    """Found by a reader: a process that waited for its predecessor wrote that it had stopped, and the next one engaged
+    at once. One that was killed was followed by another in its own pod."""
+    driver = settled("a", *["b"] * has_other)
+    owned = driver.owned("a")
+    running = [*["b"] * has_other, "second"]
+    second = driver.add("second", Member("a", "a#2", instance="pod-2"))
+    driver.run_until(lambda: second.tenure is not None, *running)
+    taken_at = driver.now
+    driver.run(2, *running)
+    if ends is not None:
+        ends(second)
+        driver.run(2, *running)
+        assert second.has_ended or ends is Member.leave
+    driver.members.pop("second")
+    driver.add("third", Member("a", "a#3", instance="pod-2"))
+    while not driver.owned("third") & owned and not (has_other and owned <= driver.owned("b")):
+        driver.run(0.25, *running[:-1], "third")
+        assert driver.now < taken_at + 60
+    assert driver.now - taken_at >= TIMING.fence_after_s
+
+
+def test_successor_that_has_waited_for_its_predecessor_is_followed_at_once() -> None:
+    driver = settled("a")
+    for instance in ("pod-2", "pod-2"):
+        successor = driver.add("a", Member("a", f"a#{driver.now}", instance=instance))
+        started_at = driver.now
+        driver.run_until(lambda: driver.owned("a") == ALL)
+    assert driver.now - started_at <= 1.0
+    successor.stop()
+    driver.run_until(lambda: successor.has_ended)
+    driver.add("a", Member("a", "a#4", instance="pod-4"))
+    driver.run(1)
+    assert driver.owned("a") == ALL
+
+
+def test_member_whose_lease_was_changed_states_its_instance_once_it_may_engage_clusters() -> None:
+    """So another process in its pod, which follows a crash, waits too."""
+    driver = Driver()
+    member = driver.add("a", Member("a", "a#1", instance="pod-1"))
+    driver.run(30)
+    driver.api.change("a", driver.now, weight=2.0)
+    driver.run_until(lambda: member.state.terms == 2)
+    assert member.tenure is not None
+    engage_at = member.tenure.engage_at
+    while driver.api.group.members["a"].instance != "pod-1":
+        assert driver.now < engage_at + 1
+        driver.run(0.25)
+    assert driver.now >= engage_at
 
 
 # Leaving
