@@ -20,6 +20,7 @@ from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialF
 from milo_discoveryd.sharding.leases import View
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Owners, Ownership
 from milo_kube.credential import CredentialError
+from milo_kube.reflect.view_status import ViewState
 from milo_kube.retry_after import delay_s
 
 STARTING = "the members of the shard group are not known yet"
@@ -225,10 +226,10 @@ class FleetAssignment:
 
         Subscribers of an earlier run may keep clusters that this run does not know: until a source has a list and, if
         that lacks clusters, until it is verified. A newcomer would take over clusters that it does not know, or, of a
-        state file alone, knows in a state from before the present owners.
+        state file or before its source became stale, knows in a state from before the present owners.
         """
         is_newcomer = self._decisions is not None and self._decisions.ownership.is_newcomer
-        if (is_newcomer and not self._is_listed()) or any(map(self._may_be_kept, self._fleet.sources)):
+        if (is_newcomer and not self._is_followed()) or any(map(self._may_be_kept, self._fleet.sources)):
             return None
         unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
         now = steady_now()
@@ -259,8 +260,11 @@ class FleetAssignment:
     def is_synced(self) -> bool:
         return self._fleet.synced
 
-    def _is_listed(self) -> bool:
-        return self.is_synced() and all(source.progress.is_complete for source in self._fleet.sources)
+    def _is_followed(self) -> bool:
+        sources = self._fleet.sources
+        is_listed = self.is_synced() and all(source.progress.is_complete for source in sources)
+        collections = chain(*[source.collections for source in sources])
+        return is_listed and all(each.followed.state is ViewState.STREAMING for each in collections)
 
     def unowned(self) -> int:
         decisions = self._decisions

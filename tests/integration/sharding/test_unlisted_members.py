@@ -7,6 +7,7 @@ from milo_discoveryd.sharding.assignment import FleetAssignment
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.member import Member
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.integration.sharding.test_group import TIMING, Leases, Requests
 from tests.simulation.sharding.lease_api import LeaseApi
 from tests.support.eventually import eventually
@@ -35,6 +36,7 @@ class Daemon:
         found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in sorted(NAMES)]
         for _ in source.apply(source.collections[0], [ListStarted(), *found, ListEnded()], 0.0):
             pass
+        source.set_followed(source.collections[0], ViewStatus(ViewState.STREAMING, 0.0))
 
     @property
     def engaged(self) -> set[str]:

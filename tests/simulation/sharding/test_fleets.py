@@ -44,7 +44,7 @@ async def begin_loss(group: ShardGroup) -> None:
     [
         (ClusterSource, "_is_held", lambda *_: False, "its next owner cannot engage it", 4),
         (ClusterSource, "_is_unknown", lambda *_: False, "ignores the lists of its source", 17),
-        (FleetAssignment, "_is_listed", FleetAssignment.is_synced, "has no list", 19),
+        (FleetAssignment, "_is_followed", FleetAssignment.is_synced, "has no list", 19),
         (FleetAssignment, "lost", lambda _: set(), "before", 0),
         (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 12),
         (PendingReleases, "release", lambda *_: False, "is still engaged after", 0),

@@ -96,6 +96,10 @@ def apply(source: ClusterSource, event: SourceEvent[Observation], now: float = 1
         pass
 
 
+def follow(source: ClusterSource, state: ViewState) -> None:
+    source.set_followed(source.collections[0], ViewStatus(state, 0.0))
+
+
 def apply_list(source: ClusterSource, *names: str, version: str = "", now: float = 0.0) -> None:
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
     for _ in source.apply(source.collections[0], [ListStarted(), *found, ListEnded(version)], now):
@@ -375,8 +379,8 @@ async def test_clusters_of_a_newcomer_are_unknown_until_its_sources_are_synced(
     assign(assignment, ownership)
     assert (assignment.lost() is not None) == is_known
     assert not assignment.is_synced()
-    for _ in source.apply(source.collections[0], [ListStarted(), ListEnded()], 0.0):
-        pass
+    apply_list(source)
+    follow(source, ViewState.STREAMING)
     assert lost(assignment) == set()
     assert assignment.is_synced()
 
@@ -394,6 +398,23 @@ async def test_clusters_of_a_newcomer_are_unknown_while_its_sources_are_those_of
     assert assignment.is_synced()
     assert (assignment.lost() is not None) == is_known
     apply_list(source, "x")
+    follow(source, ViewState.STREAMING)
+    assert lost(assignment) == set()
+
+
+@pytest.mark.parametrize("state", [ViewState.STALE, ViewState.CATCHING_UP])
+@pytest.mark.parametrize(("ownership", "is_known"), [(CONTINUED, True), (GONE, True), (NEWCOMER, False)])
+async def test_clusters_of_a_newcomer_are_unknown_while_its_sources_are_not_followed(
+    ownership: Ownership, state: ViewState, *, is_known: bool
+) -> None:
+    """Found by a reader: a member that had been evicted returned while its source was stale, and engaged projects that
+    were deleted since."""
+    source, assignment = listed("x")
+    follow(source, ViewState.STREAMING)
+    follow(source, state)
+    assign(assignment, ownership)
+    assert (assignment.lost() is not None) == is_known
+    follow(source, ViewState.STREAMING)
     assert lost(assignment) == set()
 
 
