@@ -40,9 +40,12 @@ LABEL org.opencontainers.image.title="milo-discoveryd" \
       org.opencontainers.image.revision="${GIT_COMMIT}" \
       org.opencontainers.image.created="${BUILD_DATE}"
 # The root file system may be read-only: the daemon writes only its socket and, with state_directory, its state file.
+# PYTHONMALLOC: Python's own allocator keeps 16 KiB for one size of objects as long as one of them lives, so that whoever
+# chooses sizes, as those of labels, could exhaust the memory.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/ \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONMALLOC=malloc \
     PYTHONUNBUFFERED=1
 USER 65532:65532
 EXPOSE 9464

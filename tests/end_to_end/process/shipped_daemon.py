@@ -19,7 +19,7 @@ from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.certificates import Authority
 from tests.support.memory_limit import peak_bytes, shipped_limit
 from tests.support.ports import free_port
-from tests.tooling.deploy.manifests import DEPLOY, arguments, daemon, environment
+from tests.tooling.deploy.manifests import DEPLOY, arguments, daemon, environment, image_environment
 
 LIVEZ_S = 0.5
 _SHARED = DEPLOY / "overlays" / "shared"
@@ -66,7 +66,8 @@ class ShippedDaemon:
         command = [self._moved(argument) for argument in arguments(_SHARED, container)]
         assert command.pop(0) == "run"
         address = f"127.0.0.1:{self.port}"
-        self.process = DaemonProcess(address, *command, environ={**shipped, **own, **environ}, cgroup=cgroup)
+        environ = {**image_environment(), **shipped, **own, **environ}
+        self.process = DaemonProcess(address, *command, environ=environ, cgroup=cgroup)
 
     def _moved(self, text: str) -> str:
         text = text.replace("/run/milo-discovery", f"{self._directory}/run")

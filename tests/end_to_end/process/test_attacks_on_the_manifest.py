@@ -359,6 +359,30 @@ async def eventually_labeled(client: DiscoveryClient, name: str, last: str) -> N
             await asyncio.sleep(0.02)
 
 
+async def test_labels_of_ever_other_sizes_fragment_no_memory(site: Site) -> None:
+    """In each round the large objects change the size of their labels, and small ones of the former size remain."""
+    projects, objects = Projects(["honest"]), 1500
+    server = ProjectServer(projects)
+    async with server.listening():
+        shipped = site.daemon(**server.settings(site.directory / "plain"))
+        async with shipped.running() as client, shipped.attacked("16 labels of 12 sizes, one of each kept"):
+            for length in range(310, 118, -16):
+                for number in range(objects):
+                    labels = {key(length, f"{number}-{label}"): "v" for label in range(16_384 // (length + 49) - 1)}
+                    projects.put(f"large-{number}", **labels)
+                    projects.put(f"small-{length}-{number}", **{key(length, f"{number}"): "v"})
+                    if number % 300 == 299:
+                        last = f"{length}-{number}"
+                        projects.put("honest", last=last)
+                        await eventually_labeled(client, "honest", last)
+                        projects.compact()
+
+
+def key(length: int, name: str) -> str:
+    """Return the key of a label, of this length."""
+    return f"{'.'.join(['a' * 50] * 7)[-(length - 1 - len(name)) :].strip('.')}/{name}"
+
+
 async def test_object_that_changes_thousands_of_times_blocks_nothing(site: Site) -> None:
     projects = Projects(["honest", "restless"])
     server = ProjectServer(projects)

@@ -74,6 +74,11 @@ def daemon(directory: Path) -> Manifest:
     return found
 
 
+def image_environment() -> dict[str, str]:
+    """Return the environment that the image sets for Python."""
+    return dict(re.findall(r"\b(PYTHON\w+)=(\w+)", (ROOT / "Dockerfile").read_text()))
+
+
 def environment(directory: Path, container: Manifest) -> dict[str, str]:
     """Return the environment of a container, from `env` and `envFrom`, as the kubelet expands it."""
     maps = {config_map["metadata"]["name"]: config_map["data"] for config_map in of_kind(directory, "ConfigMap")}
