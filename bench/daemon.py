@@ -40,6 +40,7 @@ class Daemon(Process):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
         # Avoids a log line per cluster.
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
+        clean["MILO_DISCOVERYD_WATCH__OBJECTS_LIMIT"] = "1GiB"  # beyond the default, which the largest fleet exceeds
         if probed:
             clean["MILO_DISCOVERYD_CONNECTIVITY__PER"] = "cluster"
         else:

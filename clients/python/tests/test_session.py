@@ -90,3 +90,15 @@ def test_each_cluster_field_is_either_content_or_assigned_by_the_daemon() -> Non
         "engaged_at",
         "source_resource_version",
     }
+
+
+def test_snapshot_shares_what_equals_the_view() -> None:
+    """Otherwise a subscriber would have its fleet twice in memory whenever the daemon restarts."""
+    session = Session()
+    engaged = pb.ClusterEvent(type=pb.ClusterEvent.TYPE_ENGAGED, cluster=pb.Cluster(name="alpha", labels={"a": "b"}))
+    for revision in ("1", "2"):
+        session.open()
+        before = [known.cluster for known in session.view.values()]
+        session.receive(pb.WatchClustersResponse(events=[engaged], reset=True, synced=True, revision=revision))
+    assert [known.cluster for known in session.view.values()] == before
+    assert session.view["alpha"].cluster is before[0]

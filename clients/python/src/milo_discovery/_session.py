@@ -183,7 +183,7 @@ class Session:
             name = event.cluster.name
             match EventType(event.type):
                 case EventType.ENGAGED | EventType.UPDATED | EventType.KUBECONFIG:
-                    snapshot[name] = _known(event, snapshot.get(name))
+                    snapshot[name] = self._shared(_known(event, snapshot.get(name)))
                 case EventType.DISENGAGED:
                     snapshot.pop(name, None)
                 case _:
@@ -200,6 +200,13 @@ class Session:
         self.revision = batch.revision
         self.synced = True
         return _Live(batch.revision), changes
+
+    def _shared(self, known: KnownCluster) -> KnownCluster:
+        """Return the cluster with what equals it in the view, so that a snapshot does not take its memory again."""
+        before = self._view.get(known.cluster.name)
+        if before is None or before.cluster != known.cluster:
+            return known
+        return before if before.kubeconfig == known.kubeconfig else KnownCluster(before.cluster, known.kubeconfig)
 
     def _differences(self, snapshot: Mapping[str, KnownCluster]) -> Iterator[Event | Refreshed]:
         for name, old in self._view.items():
