@@ -92,7 +92,16 @@ class _AdmissionReview(msgspec.Struct, frozen=True):
     kind: Literal["AdmissionReview"] = "AdmissionReview"
 
 
+class _Metadata(msgspec.Struct):
+    name: str = ""
+
+
+class _Named(msgspec.Struct):
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+
+
 _decoder = msgspec.json.Decoder(_AdmissionReview)
+_named_decoder = msgspec.json.Decoder(_Named)
 _document_decoder = msgspec.json.Decoder(Document)
 _MOST_CONTAINERS = 200_000
 """Maximum number of lists and maps of an object, ten times what objects of that size have: a million block all threads
@@ -171,12 +180,20 @@ def review_of(
         operation=request.operation,
         object=shown,
         old=stored,
-        name=request.name,
+        name=request.name or _name_of(raw[0] if old is None else old),
         namespace=request.namespace,
         subresource=request.sub_resource,
         user=request.user_info,
         dry_run=request.dry_run,
     )
+
+
+def _name_of(encoded: bytes) -> str:
+    """Return the name that an object states: the request for the deletion of a collection has none."""
+    try:
+        return _named_decoder.decode(encoded).metadata.name
+    except msgspec.DecodeError:
+        return ""
 
 
 def allowed(request: AdmissionRequest, warnings: Sequence[str] = ()) -> Document:

@@ -116,6 +116,8 @@ def _has_ended(write: Write, informer: Cached, deletion: _Deletion) -> bool:
 
 _parsed = lru_cache(parse)
 _OPERATOR = re.compile("(!=|==|=)")
+_OTHER_NAMES = frozenset({"spec.host", "status.successful"})
+"""Labels of fields that are named otherwise in the objects of Kubernetes: `nodeName` and `succeeded`."""
 
 
 def matches(selector: str, labels: tuple[tuple[str, str], ...]) -> bool:
@@ -134,6 +136,8 @@ def _may_match(field_selector: str, written: Document) -> bool:
         for name in path.split("."):
             if found is not None:
                 found = found.get(name) if isinstance(found, dict) else True
+        if path in _OTHER_NAMES:
+            continue
         if found is None and "." in path and value not in ("false", "0"):
             found = ""
         if operator and isinstance(found, str) and (found == value) is (operator == "!="):

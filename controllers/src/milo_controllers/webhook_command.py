@@ -16,7 +16,7 @@ import yaml
 
 from milo_controllers.kinds import Document
 from milo_controllers.single_cluster import SingleCluster
-from milo_controllers.webhook_registration import EXPLANATION, RESOURCES, configurations, differences
+from milo_controllers.webhook_registration import EXPLANATION, RESOURCES, configurations, differences, no_configurations
 from milo_controllers.webhooks import DESCRIBE_VARIABLE, Webhook, from_description
 from milo_discovery.errors import DiscoveryError
 from milo_discovery_cli.exit_status import CommandFailure, print_message
@@ -54,6 +54,7 @@ def webhooks(
     if not check:
         click.echo(EXPLANATION + "---\n".join(yaml.safe_dump(one, sort_keys=False) for one in wanted), nl=False)
         return
+    wanted += no_configurations(wanted, name=name)
     installed = asyncio.run(_installed(wanted, kubeconfig, context))
     problems = [problem for one, other in zip(wanted, installed, strict=True) for problem in differences(one, other)]
     for problem in problems:

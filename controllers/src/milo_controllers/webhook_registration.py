@@ -38,6 +38,12 @@ def configurations(webhooks: Sequence[Webhook], *, name: str, url: str, ca_bundl
             }
 
 
+def no_configurations(wanted: Sequence[Document], *, name: str) -> Iterator[Document]:
+    """Yield an empty configuration for each type that the wanted ones lack: one that is left fails every write."""
+    for kind in RESOURCES.keys() - {one["kind"] for one in wanted}:
+        yield {"kind": kind, "metadata": {"name": name}, "webhooks": []}
+
+
 def _registered(webhook: Webhook, name: str, url: str, ca_bundle: bytes) -> Document:
     resource = f"{webhook.kind.plural}/{webhook.subresource}" if webhook.subresource else webhook.kind.plural
     return {
@@ -63,8 +69,9 @@ def _registered(webhook: Webhook, name: str, url: str, ca_bundle: bytes) -> Docu
 def differences(wanted: Document, installed: Document | None) -> Iterator[str]:
     """Yield what is wrong with an installed configuration, each as a sentence."""
     what = f"{wanted['kind']} {wanted['metadata']['name']}"
-    if installed is None:
+    if installed is None and wanted["webhooks"]:
         yield f"{what} is not installed: no webhook of it is called"
+    if installed is None:
         return
     found = {webhook.get("name"): webhook for webhook in installed.get("webhooks") or ()}
     for webhook in wanted["webhooks"]:

@@ -20,8 +20,9 @@ log = logging.getLogger("milo_controllers.webhooks")
 
 _CONNECTIONS = 1024
 """An API server opens a connection for each concurrent review: by default it admits 200 concurrent writes."""
-_BODY_LIMIT = 4 << 20
-"""Maximum bytes of a review: two objects, each of up to 1.5 MiB, and what is said about them."""
+_BODY_LIMIT = 10 << 20
+"""Maximum bytes of a review: two objects, each of up to 1.5 MiB, or one all of whose characters are `<`, `>` or `&`,
+which API servers write as six bytes. More would block the event loop for seconds."""
 _HELD_LIMIT = 64 << 20
 """Maximum bytes of all concurrent reviews."""
 _LOOK_EVERY_S = 10.0

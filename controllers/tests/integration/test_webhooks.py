@@ -36,6 +36,7 @@ from tests.support.eventually import LIMIT_S
 from .widgets import WIDGETS, widget, with_widgets
 
 VALIDATING = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+MUTATING = "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 
 
 def free_port() -> int:
@@ -226,6 +227,28 @@ async def test_validator_that_a_task_of_its_own_cancels_fails_its_review(
         raise asyncio.CancelledError
 
     assert "the review was canceled, but not by its server" in await failure(controllers, plane, caplog)
+
+
+async def test_review_of_the_deletion_of_a_collection_has_the_name_of_its_object(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    names: list[str] = []
+
+    @controllers.validate(WIDGETS, operations=["CREATE", "DELETE"])
+    def keep(review: Review) -> None:
+        names.append(review.name)
+
+    sent = {"uid": "1", "userInfo": {"extra": project_fields(plane.project)}, "name": ""}
+    for change in (
+        {"operation": "DELETE", "oldObject": widget("one")},
+        {"operation": "CREATE", "object": {"metadata": {"generateName": "one-"}}},
+        {"operation": "CREATE", "object": {"metadata": {"name": None}}},
+    ):
+        review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {**sent, **change}}
+        body = msgspec.json.encode(review)
+        request = ServerRequest(path="/validate/widgets", query={}, headers=Headers(), peer="", body=body)
+        assert (await controllers.webhooks.answer(request)).status == 200
+    assert names == ["one", "", ""]
 
 
 async def test_plain_validator_that_raises_stop_iteration_fails_its_review(
@@ -548,6 +571,26 @@ async def test_writes_in_every_project_are_reviewed_by_one_registration(tmp_path
                 await asyncio.to_thread(plane.create, widget("two", size=6))
 
 
+async def test_deletions_of_a_collection_are_reviewed_one_by_one(tmp_path: Path) -> None:
+    with MiloSandbox.start() as milo:
+        plane = with_widgets(milo)
+        async with DiscoveryClient(milo.address) as client:
+            controllers = Controllers(Fleet(client))
+
+            @controllers.validate(WIDGETS, operations=["DELETE"])
+            def keep(review: Review) -> None:
+                if review.name == "kept":
+                    raise Deny("it is to be kept")
+
+            for name in ("kept", "other"):
+                plane.create(widget(name))
+            async with registered(milo, controllers, Certificates(tmp_path)):
+                collection = plane._collection(WIDGETS, "default")
+                with pytest.raises(RefusedError, match="it is to be kept"):
+                    await asyncio.to_thread(plane._document, "DELETE", collection)
+            assert plane.find(WIDGETS, "kept") is not None
+
+
 @pytest.mark.parametrize("key_type", trustme.KeyType)
 async def test_certificate_is_replaced_without_a_restart(
     tmp_path: Path, controllers: Controllers, monkeypatch: pytest.MonkeyPatch, key_type: trustme.KeyType
@@ -733,11 +776,18 @@ def test_command_prints_the_registration_and_compares_the_installed_one(tmp_path
     missing = command(*checking)
     assert missing.exit_code == 1
     assert "is not installed" in missing.output, missing.output
+    left = yaml.safe_load(printed.output.replace("kind: Validating", "kind: Mutating"))
+    left["webhooks"][0]["name"] = "former.mutate.widgets.example.com"
     sandbox.core().create(made)
     try:
         assert command(*checking).exit_code == 0
+        sandbox.core().create(left)
+        found = command(*checking)
+        assert found.exit_code == 1
+        assert "has the webhook former.mutate.widgets.example.com, which this operator does not answer" in found.output
     finally:
         sandbox.core().delete(VALIDATING, "widgets.example.com")
+        sandbox.core().delete(MUTATING, "widgets.example.com")
 
 
 def test_command_says_what_is_wrong_with_the_program(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_write_is_not_awaited_in_caches_that_do_not_select_the_object() -> None:
         (r"metadata.name=b\,a", True), ("metadata.name=a,", True), ("spec.flag=a=b", False),
         ("spec.none=y", False), ("status.none=y", False), ("spec.null.none=y", False), ("spec.none=", True),
         ("spec.none!=", False), ("spec.none!=y", True), ("spec.none=false", True), ("spec.none=0", True),
-        ("none=y", True),
+        ("none=y", True), ("status.successful=1", True), ("spec.host=a", True),
     ],
 )  # fmt: skip
 def test_write_is_awaited_in_caches_whose_field_selector_may_select_the_object(

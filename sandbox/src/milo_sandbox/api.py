@@ -321,7 +321,8 @@ class Api:
             raise refusals.bad_request("preconditions must be a JSON object")
         if call.resource == NAMESPACES and call.name in _IMMORTAL_NAMESPACES:
             raise refusals.undeletable_namespace(call.resource, call.name)
-        await self._review_deletion(call, dry_run=bool(wanted.get("dryRun")))
+        before = self.store[call.resource].get(call.name, call.namespace)
+        await self._review_deletion(call, before, dry_run=bool(wanted.get("dryRun")))
         record, gone = self.store.delete(
             call.resource,
             call.name,
@@ -332,10 +333,9 @@ class Api:
         )
         return answers.document(_deleted(call, record)) if gone else answers.body(record.body)
 
-    async def _review_deletion(self, call: Call, *, dry_run: bool) -> None:
+    async def _review_deletion(self, call: Call, before: SandboxRecord | None, *, dry_run: bool) -> None:
         """Raises RefusalError if a webhook denies the deletion of an object."""
         matching = self.webhooks.matching(call, "DELETE") if self.webhooks is not None else []
-        before = self.store[call.resource].get(call.name, call.namespace)
         if self.webhooks is not None and matching and before is not None:
             write = ReviewedWrite(
                 call=call,
@@ -349,8 +349,10 @@ class Api:
 
     async def _delete_collection(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         page = await self._page(request, call)
-        if not (await _deletion_options(request)).get("dryRun"):
-            for record in page.records:
+        dry_run = bool((await _deletion_options(request)).get("dryRun"))
+        for record in page.records:
+            await self._review_deletion(call, record, dry_run=dry_run)
+            if not dry_run:
                 self.store.discard(call.resource, record.key)
         return await answers.parts(request, _listing(call.resource, page))
 
