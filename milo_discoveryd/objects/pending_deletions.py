@@ -107,6 +107,10 @@ class DoubtedObjects(dict[str, _PendingDeletion]):
                 del self.until_accepted[pending.since]
 
 
+_Entry = tuple[float, tuple[int, ...], int, str]
+"""The time of a read, its order among those of the same time, and the ticket and name of its deletion. Each pending
+deletion has a number, its ticket. An entry is skipped if its ticket is no longer pending."""
+
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
 _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 """Delays between reads of an object whose reported deletion was refuted."""
@@ -134,16 +138,16 @@ class PendingDeletions:
         self._backoff = backoff or Backoff()
         self.doubted = DoubtedObjects()
         """The deletions that await confirmation, and the refuted ones that are to be checked again, by name."""
-        self._due: list[tuple[float, int, str]] = []
-        """A heap of (time, ticket, name), by the time of the next read. Each pending deletion has a number, its ticket.
-        An entry is skipped if its ticket is no longer pending.
-
-        For a read that is due at once, the time is the negative ticket, so that the newest such read is first.
-        """
-        self._retries_due: list[tuple[float, int, str]] = []
-        """A heap of (time, ticket, name) of deletions whose reads failed, by the time of the retry."""
-        self._rechecks_due: list[tuple[float, int, str]] = []
-        """A heap of (time, ticket, name) of refuted deletions, by the time of the next check."""
+        self._due: list[_Entry] = []
+        """A heap by the time of the next read. For a read that is due at once, the time is the negative ticket, so that
+        the newest such read is first."""
+        self._retries_due: list[_Entry] = []
+        """A heap of deletions whose reads failed, by the time of the retry."""
+        self._retries_ready: list[_Entry] = []
+        """A heap of those whose time has come: first that with the fewest failures, of these the newest, so that one
+        failure does not put a deletion behind hundreds whose reads hang. The time is the past."""
+        self._rechecks_due: list[_Entry] = []
+        """A heap of refuted deletions, by the time of the next check."""
         self.defers_rechecks = False
         """True while refuted deletions must not be checked again."""
         self._in_flight: dict[int, tuple[float, bool]] = {}
@@ -255,9 +259,14 @@ class PendingDeletions:
     def take_due(self, now: float) -> list[ConfirmationRequest]:
         """Return the requests to send now. The result of each must be passed to `resolve`."""
         due: list[ConfirmationRequest] = []
+        while self._retries_due and self._retries_due[0][0] <= now:
+            _, _, ticket, name = heapq.heappop(self._retries_due)
+            if self._is_pending(ticket, name):
+                order = (self.doubted[name].failures, -ticket)
+                self._push(self._retries_ready, -math.inf, ticket, name, order)
         for queue, is_retry in self._queues():
             while queue and queue[0][0] <= now:
-                _, ticket, name = queue[0]
+                _, _, ticket, name = queue[0]
                 pending = self.doubted.get(name)
                 if pending is not None and pending.ticket == ticket:
                     if not self._has_slot(now, is_retry=is_retry):
@@ -268,10 +277,10 @@ class PendingDeletions:
                 heapq.heappop(queue)
         return due
 
-    def _queues(self) -> Iterator[tuple[list[tuple[float, int, str]], bool]]:
+    def _queues(self) -> Iterator[tuple[list[_Entry], bool]]:
         """Yield each queue from which requests may be sent, and whether these are retries."""
         yield self._due, False
-        yield self._retries_due, True
+        yield self._retries_ready, True
         if not self.defers_rechecks:
             yield self._rechecks_due, True
 
@@ -297,7 +306,7 @@ class PendingDeletions:
         """When `take_due` will return a request, if nothing else happens."""
         due = [
             max(queue[0][0], slot_at)
-            for queue, is_retry in self._queues()
+            for queue, is_retry in (*self._queues(), (self._retries_due, True))
             if queue and (slot_at := self._slot_at(is_retry=is_retry)) is not None
         ]
         return min(due, default=None)
@@ -339,11 +348,11 @@ class PendingDeletions:
         queue = self._rechecks_due if pending.is_refuted else self._retries_due
         self._push(queue, confirm_at, pending.ticket, name)
 
-    def _push(self, queue: list[tuple[float, int, str]], at: float, ticket: int, name: str) -> None:
-        heapq.heappush(queue, (at, ticket, name))
+    def _push(self, queue: list[_Entry], at: float, ticket: int, name: str, order: tuple[int, ...] = ()) -> None:
+        heapq.heappush(queue, (at, order, ticket, name))
         if len(queue) > 2 * len(self.doubted) + _SKIPPED_KEPT:
             # While reads hang, an object that is reported as deleted and seen again repeatedly leaves one each time.
-            queue[:] = [entry for entry in queue if self._is_pending(entry[1], entry[2])]
+            queue[:] = [entry for entry in queue if self._is_pending(entry[2], entry[3])]
             heapq.heapify(queue)
 
     def _is_pending(self, ticket: int, name: str) -> bool:

@@ -356,6 +356,28 @@ def test_deletion_reported_before_many_deletions_with_hanging_reads_is_checked_w
     raise AssertionError("the object `quick` was not read within a minute")
 
 
+def test_read_that_failed_once_is_not_behind_hundreds_that_hang() -> None:
+    """Found by CI on a busy machine: each retry waited for a timeout, ten at a time."""
+    pending, now, timeouts = pending_deletions(), 0.0, deque[tuple[float, ConfirmationRequest]]()
+    for number in range(300):
+        pending.add(f"hangs-{number}", "u1", 0.0)
+    while now < 60.0:
+        if now == 20.0:
+            pending.add("quick", "u1", now)
+        while timeouts and timeouts[0][0] <= now:
+            pending.resolve(timeouts.popleft()[1], Inconclusive("timeout"), now)
+        for request in pending.take_due(now):
+            if request.name != "quick":
+                timeouts.append((now + 5.0, request))
+            elif pending.explain("quick") == (20.0, ""):
+                pending.resolve(request, Inconclusive("the machine stood still"), now)
+            else:
+                assert now < 30.0
+                return
+        now += 0.25
+    raise AssertionError("the deletion was not read again")
+
+
 def test_number_of_hanging_reads_is_limited() -> None:
     pending = pending_deletions(concurrency=2)
     for number in range(30):
