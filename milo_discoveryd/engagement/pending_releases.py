@@ -7,8 +7,8 @@ subscription. A drain also waits for subscribers that connect during the drain, 
 subscribers of an earlier run are unknown. So during the first `REMEMBERED_S` after a restart, a drain without a known
 subscriber waits for one to connect.
 
-In a shard group, the ownership of a subscriber without a stream is not renewed. A cluster that moves waits until it has
-ended, also beyond the deadline: the subscriber does not know that the cluster moves.
+In a shard group, the ownership of a subscriber without a stream is not renewed. No other member engages a cluster whose
+end it was not told until it has ended: see `unreached`.
 """
 
 import heapq
@@ -118,6 +118,7 @@ class PendingReleases:
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
+        self._unreached: dict[str, float] = {}
         self._streams = 0
         self.compared = 0
         """How many times a cluster was compared with the subscribers because it drains, or might."""
@@ -215,13 +216,19 @@ class PendingReleases:
         subscriber = self._subscribers.get(key)
         return subscriber is not None and bool(subscriber.streams) and not subscriber.is_leaving
 
-    def unreached_until(self, cluster: Cluster, now: float) -> float:
-        """Return until when a subscriber of a shard group that has no stream may work in a cluster whose end it is not
-        told; `now` if there is none."""
+    def note_unreached(self, cluster: Cluster, now: float) -> None:
+        """Record the end of a cluster that subscribers without a stream are not told."""
         self.compared += bool(self._gone)
         gone = (self._subscribers[key] for keys in self._gone.values() for key in keys)
         owning = (one for one in gone if one.since + OWNED_S > now)
-        return max((one.since + OWNED_S for one in owning if one.sees(cluster)), default=now)
+        if (since := max((one.since for one in owning if one.sees(cluster)), default=None)) is not None:
+            self._unreached[cluster.target.name] = since + OWNED_S
+
+    def unreached(self, now: float) -> Iterable[str]:
+        """Return the clusters that have ended, and in which a subscriber of a shard group may work on: it had no stream
+        then, and its ownership, as of the end of its last one, has not ended. With another stream it is told first."""
+        self._unreached = {name: until for name, until in self._unreached.items() if until > now}
+        return self._unreached
 
     def end_subscription(self, key: SubscriberKey) -> list[str]:
         """End a subscription. Return the names of drains that waited only for this subscriber."""
@@ -328,7 +335,7 @@ class PendingReleases:
         return None
 
     def due(self, now: float) -> list[str]:
-        """Return the names of the draining clusters whose deadline has passed. Those that move get a later one while a
+        """Return the names of the draining clusters whose deadline has passed. Those that move become `unreached` if a
         subscriber without a stream that has not released them may work in them."""
         due = {name: drain for name, drain in self._drains.items() if drain.until <= now}
         gone = ((key, self._subscribers[key].since) for keys in self._gone.values() for key in keys)
@@ -339,10 +346,9 @@ class PendingReleases:
             if unreleased not in ended_at:  # most drains wait for the same subscribers
                 sinces = (since for bit, since in owning.items() if bit & unreleased)
                 ended_at[unreleased] = max(sinces, default=-math.inf)
-            # At most so long after the deadline, however often the subscriber's stream breaks.
-            if (until := min(ended_at[unreleased], drain.latest) + OWNED_S) > now:
-                self.move_deadline(name, until)
-        return [name for name, drain in due.items() if drain.until <= now]
+            if (until := ended_at[unreleased] + OWNED_S) > now:
+                self._unreached[name] = until
+        return [*due]
 
     def clear(self) -> None:
         """Remove all drains. Subscribers are kept."""

@@ -174,8 +174,6 @@ class FleetAssignment:
         self._revocation = revocation
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
-        self._unreached: dict[str, float] = {}
-        """Until when a subscriber without a stream may work in clusters that have ended without a move."""
         fleet.changes.add_listener(EventType.DISENGAGED, self._ended)
         for source in fleet.sources:
             source.await_assignment(STARTING)
@@ -232,18 +230,14 @@ class FleetAssignment:
         if (is_newcomer and not self._is_followed()) or any(map(self._may_be_kept, self._fleet.sources)):
             return None
         unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
-        now = steady_now()
-        self._unreached = {name: until for name, until in self._unreached.items() if until > now}
-        ending = chain(self._fleet.releases, self._unreached)
+        ending = chain(self._fleet.releases, self._fleet.releases.unreached(steady_now()))
         return chain(filter(self._is_lost, ending), filter(self._is_engaged, unassigned))
 
     def _ended(self, event: Event) -> None:
-        # A move waits by itself, and with the ownership of this daemon ends that of its subscribers.
+        # Of a move, its drain knows this; and with the ownership of this daemon ends that of its subscribers.
         has_moved = event.reason is DisengageReason.MOVED
         if not has_moved and not any(source.clusters.is_lost for source in self._fleet.sources):
-            now = steady_now()
-            if (until := self._fleet.releases.unreached_until(event.cluster, now)) > now:
-                self._unreached[event.cluster.target.name] = until
+            self._fleet.releases.note_unreached(event.cluster, steady_now())
 
     def _may_be_kept(self, source: ClusterSource) -> bool:
         is_listed, is_verified = source.progress.is_complete, source.first_list.is_verified

@@ -193,6 +193,35 @@ async def test_cluster_whose_drain_ended_while_its_subscriber_had_no_stream_is_e
     assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
 
 
+async def test_cluster_that_moves_ends_at_its_deadline_and_is_engaged_elsewhere_only_once_its_subscriber_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found by a reader: its operator had no stream at the deadline, was back later, and lost its stream again. Its
+    ownership was renewed meanwhile, and it was not told that the cluster moved: two operators worked in it."""
+    source, assignment = listed("x")
+    assign(assignment, ALONE)
+    subscription = Subscription(KEY, "", Filter(confirms_releases=True))
+    source.changes.subscribe(subscription)
+    began = changes.steady_now()
+    source.changes.unsubscribe(subscription)
+    assign(assignment, GONE)
+    ended: list[Event] = []
+    source.changes.add_listener(EventType.DISENGAGED, ended.append)
+
+    def pass_time(seconds: float) -> None:
+        for module in ("fleet.changes", "sharding.assignment"):
+            monkeypatch.setattr(f"milo_discoveryd.{module}.steady_now", lambda: began + seconds)
+
+    pass_time(31.0)
+    source.changes._drains_expired()
+    assert [event.reason for event in ended] == [DisengageReason.MOVED]
+    source.changes.subscribe(again := Subscription(KEY, "", Filter(confirms_releases=True)))
+    source.changes.unsubscribe(again)
+    assert lost(assignment) == {"x"}
+    pass_time(OWNED_S + 1.0)
+    assert lost(assignment) == set()
+
+
 async def test_cluster_that_is_replaced_while_it_moves_is_engaged_elsewhere_only_once_its_subscriber_stopped() -> None:
     """Found by a reader: its operator, without a stream, worked on while the next owner engaged the new incarnation."""
     source, assignment = listed("x")
