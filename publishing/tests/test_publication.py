@@ -891,6 +891,33 @@ def test_object_that_another_client_keeps_changing_is_not_written_forever(publis
     assert "still differs" in publishing.publication.problems[0]
 
 
+def test_burst_of_changes_of_a_cluster_that_each_arrive_during_a_write_is_published_to_the_last(publishing: Publishing):
+    """Found by a reader: they counted as writes that another controller undoes."""
+    steps = iter(range(20))
+
+    def change(request: Request) -> None:
+        if isinstance(request, Apply) and (step := next(steps, None)) is not None:
+            publishing.engage(cluster(labels={"env": str(step)}))
+
+    publishing.synced(cluster())
+    publishing.before = change
+    publishing.engage(cluster(labels={"env": "first"})).settle(60.0)
+    assert publishing.object["metadata"]["labels"]["env"] == "19"
+    assert not [report for report in publishing.reports if "still differs" in report]
+
+
+def test_object_of_a_cluster_that_ends_during_the_last_write_that_a_webhook_changes_is_deleted(publishing: Publishing):
+    def end(request: Request) -> None:
+        if isinstance(request, Apply) and publishing.publication.records["alpha"].next.writes == 5:
+            publishing.end(cluster())
+
+    put, publishing.before = publishing.server.put, end
+    publishing.server.put = lambda name, body: put(name, {**body, "spec": {"displayName": "changed"}})  # type: ignore[method-assign]
+    publishing.synced(cluster()).settle(60.0)
+    assert publishing.server.objects == {}
+    assert publishing.publication.problems == ()
+
+
 @pytest.mark.parametrize("group", ["", "dns"])
 def test_object_that_another_client_changes_each_second_is_deleted_when_its_cluster_has_ended(group: str):
     """Found by a reader: each change voided the answer of the daemon, and nothing was reported."""

@@ -55,7 +55,8 @@ _UNISSUED_S = 10.0
 _LATE_S = 60.0
 """When the objects are listed after a creation that was not answered: it may take effect once its cluster has ended."""
 _MAX_WRITES = 6
-"""Maximum consecutive writes of one object, so that a server that changes each write is not written to forever."""
+"""Maximum consecutive writes of one object until something else is desired, so that a server that changes each write is
+not written to forever."""
 _MOST_DUE = 100
 """Maximum number of tasks that are taken at once, so that the event loop does other work in between."""
 _FORMER = 8
@@ -176,7 +177,7 @@ class Publication:
                 record = replace(record, access=Attempt(now))  # an answer in flight is about the former address
             if self._removals.problem or self.view is ViewPhase.UNREVIEWED:
                 self._review_soon(now)
-        self._put(replace(record, next=record.next.at(now)))
+        self._put(replace(record, next=record.next.anew(now)))
 
     def _credential_access(
         self, record: Record, before: Engaged | None, new: Engaged, problem: str, now: float
@@ -211,7 +212,7 @@ class Publication:
                     end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S)
                 record = replace(record, end=end)
             record = replace(record, access=Attempt(self._access_due(record, now)))
-        self._put(replace(record, next=record.next.at(now)))
+        self._put(replace(record, next=record.next.anew(now)))
 
     def _access_due(self, record: Record, now: float) -> float:
         """Return when to ask the daemon for the access of a cluster that is published from now on."""
@@ -447,7 +448,7 @@ class Publication:
             wanted = replace(record.wanted, received=received, endpoint=record.wanted.cluster.endpoint)
             engaged = wanted, *record.engaged[1:]
             self._put(
-                replace(record, engaged=engaged, access=Attempt(_renewal_at(received, now)), next=record.next.at(now))
+                replace(record, engaged=engaged, access=Attempt(_renewal_at(received, now)), next=record.next.anew(now))
             )
 
     def failed(self, task: Task, error: Exception, now: float) -> None:

@@ -236,7 +236,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     is_question: bool = False
     """Whether the request is for the daemon, and changes nothing."""
     writes: int = 0
-    """Consecutive writes that did not settle the object."""
+    """Consecutive writes that did not settle the object, since what is desired of it changed."""
     problem: str = ""
     is_held: bool = False
     """Whether it waits for the daemon alone."""
@@ -246,6 +246,10 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
         if self.is_question:
             return Attempt(when)  # what is in flight is about a former state
         return self if self.failures and not self.ticket else replace(self, due_at=min(self.due_at, when))
+
+    def anew(self, when: float) -> Attempt:
+        """Make a request by this time, since what is desired has changed: former writes do not count."""
+        return replace(self, writes=0).at(when)
 
 
 class Known(msgspec.Struct, frozen=True, gc=False):
