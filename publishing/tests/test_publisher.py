@@ -24,6 +24,7 @@ from milo_discovery.errors import PermissionDenied, TimedOut, Unavailable
 from milo_discovery.events import Connected, Event, Synced
 from milo_discovery.model import (
     ClusterReport,
+    Draining,
     Engagement,
     EngagementReason,
     Kubeconfig,
@@ -352,6 +353,43 @@ async def test_object_of_an_engaged_cluster_is_deleted_only_if_the_cluster_does_
         publishing.server.connected.set()
         await eventually(lambda: len(publishing.daemon.asked) >= 2 or not publishing.server.objects)
         assert bool(publishing.server.objects) is is_kept
+
+
+@pytest.mark.parametrize(
+    ("reason", "elsewhere", "left"),
+    [
+        (DisengageReason.NOT_READY, False, {"beta", "gamma"}),
+        (DisengageReason.MOVED, True, {"alpha", "beta", "gamma"}),  # its next owner engages it
+        (DisengageReason.MOVED, False, {"alpha", "beta", "gamma"}),  # it is engaged again
+    ],
+)
+async def test_cluster_that_drains_counts_as_ended_also_for_a_publisher_that_has_started_meanwhile(
+    reason: DisengageReason, left: set[str], *, elsewhere: bool
+):
+    """Found by a reader: it counted as engaged, and a publisher receives no event when the drain ends."""
+    made = Publishing(await left_by_another("alpha", "beta", "gamma"))
+    draining = Cluster(name="alpha", uid="uid-alpha", draining=Draining(reason=reason))
+    engagement = Engagement(engaged=True, reason=EngagementReason.DRAINING, assigned_elsewhere=elsewhere)
+    made.daemon.reports["alpha"] = ClusterReport(cluster=draining, engagement=engagement)
+    async with made.running("beta", "gamma"):
+        await eventually(lambda: len(made.daemon.asked) >= 2)
+        await made.two_looks()
+        await made.until_published(*left)
+
+
+async def test_late_deletion_of_a_cluster_that_drains_is_made_before_the_drain_ends(publishing: Publishing):
+    for name in ("alpha", "beta", "gamma"):
+        publishing.daemon.engage(name)
+    await publishing.until_published("alpha", "beta", "gamma")
+    publishing.daemon.source = SourceStatus(state=SourceState.STALE)
+    publishing.daemon.disengage("alpha", DisengageReason.NOT_READY)
+    draining = Cluster(name="alpha", uid="uid-alpha", draining=Draining(reason=DisengageReason.NOT_READY))
+    engagement = Engagement(engaged=True, reason=EngagementReason.DRAINING)
+    publishing.daemon.reports["alpha"] = ClusterReport(cluster=draining, engagement=engagement)
+    await asyncio.sleep(2 * records.EVIDENCE_S)  # the event permits no deletion anymore
+    publishing.daemon.source = SourceStatus(state=SourceState.STREAMING)
+    await publishing.until_published("beta", "gamma")
+    assert publishing.daemon.asked
 
 
 async def test_publisher_of_another_fleet_writes_nothing():

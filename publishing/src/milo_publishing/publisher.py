@@ -14,7 +14,7 @@ from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableK
 from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.kubeconfig_access import read_access, read_exec_access
 from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
-from milo_discovery.removals import filter_matches
+from milo_discovery.removals import ENDS, filter_matches
 from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
 from milo_publishing.publication import Lane, Publication, Report, RequestKind, Task
@@ -218,6 +218,8 @@ class Publisher:
             return not engagement.engaged and engagement.reason is not EngagementReason.UNASSIGNED, True
         if not engagement.engaged or cluster is None or cluster.uid != request.uid:
             return True, False
+        if cluster.draining is not None and cluster.draining.reason in ENDS:
+            return True, False  # as its event says when the drain begins: none follows when that ends
         return not filter_matches(self._only, cluster), False  # one that matches is engaged, and its event may be late
 
     async def _received(self, cluster: Cluster) -> Received:
