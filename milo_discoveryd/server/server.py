@@ -170,7 +170,9 @@ class Server:
             from milo_discoveryd.server.calls.tracing import TracingInterceptor  # needs an extra
 
             interceptors.insert(0, TracingInterceptor(self._traces))
-        answers = UnreadAnswers(authenticator.close, len(self._listeners))
+        answers = UnreadAnswers(
+            authenticator.close, lambda context: authenticator.origin(context).owners, len(self._listeners)
+        )
         interceptors.insert(0, ArrivalInterceptor(ArrivingRequests(len(self._listeners)), answers, refusals))
         with frequent_wakeups():
             server = grpc.aio.server(
