@@ -45,7 +45,7 @@ Safety rests on these rules:
   former owners release at once what the view takes from them.
 - What others change is not evidence: a malformed Lease, and one that was deleted or whose holder was cleared, counts as
   one that is not renewed, and a member whose own Lease was changed by others ends its term. A member that releases its
-  Lease, or evicts another, clears the term too.
+  Lease, or evicts another, clears the term too. What a Lease has shown about the present view remains so.
 - What a Lease states about the end of its holder is so for all processes of that name before it: while these may own
   clusters, the holder states no instance, and ends without a statement that it has stopped.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
@@ -162,7 +162,7 @@ class Member:
             view=view,
             member=self.name,
             term=tenure.lease.term,
-            unsettled=frozenset(group.unsettled(view, view.previous, now, self._timing)),
+            unsettled=group.unreleased(view, now, self._timing),
             pending=tuple(sorted(group.pending_elsewhere(self.name, now, self._timing))),
             may_engage=tenure.is_confirmed and now >= tenure.engage_at,
         )

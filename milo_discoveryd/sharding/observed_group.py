@@ -43,6 +43,9 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
     candidates: Candidates = Candidates({}, inf)
     latest_view: View | None = None
     """The latest view that was read or written; None after a loss, until the view is read again."""
+    released: frozenset[str] = frozenset()
+    """The members before `latest_view` of which a Lease showed that they have acknowledged it, or that their term has
+    ended. What others do to these Leases later does not change that."""
     own_renewal: int = 0
     """The renewal number of the member's own Lease as last read or written."""
 
@@ -53,7 +56,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
 
         The latest view remains: whether the view that was read follows it is for the member to decide.
         """
-        leases = self._kept(leases)
+        leases, view = self._kept(leases), self.agreed_view
+        released = frozenset() if view is None else view.previous.keys() - self.unreleased(view, -inf, timing)
         own_renewal = leases.members[own].renewal if own in leases.members else 0
         writes = {name: lease.write_id for name, lease in leases.members.items()}
         for view in (leases.view, self.latest_view):
@@ -81,6 +85,7 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             read_at=started_at,
             writes=observed,
             candidates=self._candidates_of(leases, now),
+            released=self.released | released,
             own_renewal=own_renewal,
         )
 
@@ -131,10 +136,11 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
     def view_written(self, view: View, version: str, now: float) -> "ObservedGroup":
         leases = msgspec.structs.replace(self.leases, view=view, view_version=version)
         writes = {**dict.fromkeys(view.previous, ObservedWrite("", now)), **self.writes}
-        return msgspec.structs.replace(self, leases=leases, latest_view=view, writes=writes)
+        return msgspec.structs.replace(self.following(view), leases=leases, writes=writes)
 
     def following(self, view: View | None) -> "ObservedGroup":
-        return msgspec.structs.replace(self, latest_view=view)
+        released = self.released if view == self.latest_view else frozenset()
+        return msgspec.structs.replace(self, latest_view=view, released=released)
 
     def _candidates_of(self, leases: GroupState, now: float) -> Candidates:
         members = {
@@ -184,6 +190,10 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             and dict(view.members) == dict(self.candidates.members)
             and not any(self.unsettled(view, {**view.previous, **view.members}, inf, timing))
         )
+
+    def unreleased(self, view: View, now: float, timing: Timing) -> frozenset[str]:
+        """Return the members before the agreed view that may still own the keys that it took from them."""
+        return frozenset(self.unsettled(view, view.previous, now, timing)) - self.released
 
     def unsettled(self, view: View, members: Mapping[str, ViewMember], now: float, timing: Timing) -> Iterator[str]:
         """Yield the members that have not acknowledged the view, and may still own the keys that the view took from

@@ -51,6 +51,32 @@ def test_pending_clusters_of_a_deleted_lease_have_no_new_owner_for_33_seconds() 
     assert driver.now - deleted_at >= TIMING.evict_after_s
 
 
+@pytest.mark.parametrize("changes", [None, {"problem": "malformed"}, {"holder": "", "term": "a#1.1"}])
+@pytest.mark.parametrize("former", ["left", "evicted", "present"])
+def test_members_keep_what_they_engaged_if_the_lease_of_its_former_owner_is_deleted_or_changed(
+    former: str, changes: dict[str, object] | None
+) -> None:
+    """Found by a reader: they disengaged it for 33 s, although the former owner had released it or was evicted."""
+    driver = settled("a", "b", *["c"] * (former != "present"))
+    if former == "present":
+        driver.add("c", Member("c", "c#1"))
+    elif former == "left":
+        driver.members["a"].leave()
+    else:
+        driver.members.pop("a")
+    driver.run(60)
+    driver.members.pop("a", None)
+    owned = {name: driver.owned(name) for name in ("b", "c")}
+    assert all(owned.values())
+    if changes is None:
+        driver.api.delete("a", driver.now)
+    else:
+        driver.api.change("a", driver.now, **changes)
+    for _ in range(120):
+        driver.run(0.25)
+        assert all(owned[name] <= driver.owned(name) for name in owned)
+
+
 @pytest.mark.parametrize("is_leaving", [False, True])
 def test_clusters_of_a_lease_whose_holder_was_cleared_have_no_new_owner_for_33_seconds(is_leaving: bool) -> None:
     """Found by a reader: it counted as released, while its member, which had not read that yet, owned its clusters."""
