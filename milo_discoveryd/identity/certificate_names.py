@@ -5,6 +5,9 @@ from datetime import datetime
 import msgspec
 from cryptography import x509
 
+MAX_NAMES = 100
+"""Maximum number of names of a certificate: each has quotas and budgets of its own."""
+
 
 class CertificateNames(msgspec.Struct, frozen=True, kw_only=True):
     sans: tuple[str, ...]
@@ -12,7 +15,7 @@ class CertificateNames(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def certificate_names(der: bytes) -> CertificateNames:
-    """Read a DER certificate. Raises ValueError if it can't be parsed."""
+    """Read a DER certificate. Raises ValueError if it can't be parsed, or has too many names."""
     certificate = x509.load_der_x509_certificate(der)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -20,6 +23,8 @@ def certificate_names(der: bytes) -> CertificateNames:
         names = x509.SubjectAlternativeName([])
     except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ValueError(str(error)) from error
+    if len(names) > MAX_NAMES:
+        raise ValueError(f"the client certificate has {len(names)} names: at most {MAX_NAMES} are accepted")
     return CertificateNames(
         sans=tuple(text for name in names if (text := _text(name)) is not None),
         expires_at=certificate.not_valid_after_utc,

@@ -1,6 +1,7 @@
 """Conditions of a rule for callers, and the keys that distinguish callers."""
 
 from collections.abc import Iterator
+from hashlib import sha256
 
 import msgspec
 
@@ -68,8 +69,10 @@ def verified_fields(caller: Caller) -> Iterator[tuple[str, object]]:
 
 
 def caller_key(caller: Caller) -> str:
-    """Return a key that is equal for all calls of one caller, on any connection, and differs between callers."""
-    return repr((caller.listener, caller.uid, caller.gid, sorted(caller.sans), caller.user))
+    """Return a key that is equal for all calls of one caller, on any connection, and differs between callers. It is
+    short however many names a certificate has: streams and listings keep it."""
+    names = repr((caller.listener, caller.uid, caller.gid, sorted(caller.sans), caller.user))
+    return sha256(names.encode()).hexdigest()
 
 
 def quota_keys(caller: Caller) -> tuple[str, ...]:

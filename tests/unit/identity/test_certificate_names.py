@@ -47,3 +47,11 @@ def test_malformed_certificate_raises_value_error() -> None:
 def test_certificate_with_a_name_that_cannot_be_read_raises_value_error() -> None:
     with pytest.raises(ValueError, match="not supported"):
         certificate_names(Authority().issue(encoded_names=EDI_PARTY_NAME).der)
+
+
+def test_certificate_of_very_many_names_is_refused() -> None:
+    """Found by an attacker: 450 connections of one with 1,000 delayed all new callers by 9 s."""
+    names = [x509.IPAddress(IPv4Address(number)) for number in range(101)]
+    assert len(certificate_names(Authority().issue(*names[:100]).der).sans) == 100
+    with pytest.raises(ValueError, match="has 101 names: at most 100 are accepted"):
+        certificate_names(Authority().issue(*names).der)
