@@ -92,16 +92,16 @@ class _AdmissionReview(msgspec.Struct, frozen=True):
     kind: Literal["AdmissionReview"] = "AdmissionReview"
 
 
-class _Metadata(msgspec.Struct):
+class _ReviewedMetadata(msgspec.Struct):
     name: str = ""
 
 
-class _Named(msgspec.Struct):
-    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+class _ReviewedObject(msgspec.Struct):
+    metadata: _ReviewedMetadata = msgspec.field(default_factory=_ReviewedMetadata)
 
 
 _decoder = msgspec.json.Decoder(_AdmissionReview)
-_named_decoder = msgspec.json.Decoder(_Named)
+_reviewed_decoder = msgspec.json.Decoder(_ReviewedObject)
 _document_decoder = msgspec.json.Decoder(Document)
 _MOST_CONTAINERS = 200_000
 """Maximum number of lists and maps of an object, ten times what objects of that size have: a million block all threads
@@ -191,7 +191,7 @@ def review_of(
 def _name_of(encoded: bytes) -> str:
     """Return the name that an object states: the request for the deletion of a collection has none."""
     try:
-        return _named_decoder.decode(encoded).metadata.name
+        return _reviewed_decoder.decode(encoded).metadata.name
     except msgspec.DecodeError:
         return ""
 

@@ -18,7 +18,7 @@ ANSWER_S = 60.0
 """How long a client may take to read an answer."""
 
 
-class _Answer(NamedTuple):
+class _UnreadAnswer(NamedTuple):
     size: int
     owners: tuple[str, ...]
 
@@ -45,14 +45,14 @@ class UnreadAnswers:
         self._most_bytes = MAX_BYTES // listeners
         self._most = max(1, MAX_ANSWERS // listeners)
         self._timeout_s = timeout_s
-        self._answers: dict[asyncio.Timeout, _Answer] = {}
+        self._answers: dict[asyncio.Timeout, _UnreadAnswer] = {}
 
     async def send(self, answer: bytes, context: RpcContext) -> None:
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 while self._answers and self._is_full(len(answer)):
                     self._give_up_one()
-                self._answers[limit] = _Answer(len(answer), tuple(self._owners(context)))
+                self._answers[limit] = _UnreadAnswer(len(answer), tuple(self._owners(context)))
                 try:
                     await context.write(answer)
                 finally:

@@ -378,6 +378,15 @@ def test_read_that_failed_once_is_not_behind_hundreds_that_hang() -> None:
     raise AssertionError("the deletion was not read again")
 
 
+def test_deletion_that_is_settled_before_its_retry_is_not_read_again() -> None:
+    pending = pending_deletions()
+    pending.add("a", "u1", 0.0)
+    pending.resolve(next_request(pending), Inconclusive("timeout"), 0.0)
+    pending.discard("a")
+    assert pending.take_due(60.0) == []
+    assert pending.next_at is None
+
+
 def test_number_of_hanging_reads_is_limited() -> None:
     pending = pending_deletions(concurrency=2)
     for number in range(30):
