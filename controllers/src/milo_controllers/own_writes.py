@@ -132,12 +132,12 @@ def _may_match(field_selector: str, written: Document) -> bool:
         return True
     for term in filter(None, field_selector.split(",")):
         path, operator, value = (*_OPERATOR.split(term, maxsplit=1), "", "")[:3]
+        if path in _OTHER_NAMES:
+            continue
         found: Any = written
         for name in path.split("."):
             if found is not None:
                 found = found.get(name) if isinstance(found, dict) else True
-        if path in _OTHER_NAMES:
-            continue
         if found is None and "." in path and value not in ("false", "0"):
             found = ""
         if operator and isinstance(found, str) and (found == value) is (operator == "!="):

@@ -69,9 +69,9 @@ def _registered(webhook: Webhook, name: str, url: str, ca_bundle: bytes) -> Docu
 def differences(wanted: Document, installed: Document | None) -> Iterator[str]:
     """Yield what is wrong with an installed configuration, each as a sentence."""
     what = f"{wanted['kind']} {wanted['metadata']['name']}"
-    if installed is None and wanted["webhooks"]:
-        yield f"{what} is not installed: no webhook of it is called"
     if installed is None:
+        if wanted["webhooks"]:
+            yield f"{what} is not installed: no webhook of it is called"
         return
     found = {webhook.get("name"): webhook for webhook in installed.get("webhooks") or ()}
     for webhook in wanted["webhooks"]:

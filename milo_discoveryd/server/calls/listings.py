@@ -5,7 +5,6 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from sys import intern
 
 import msgspec
 
@@ -106,8 +105,6 @@ class Listings:
                 yield
         visible = tuple(sorted(chain(*parts), key=_by_name))
         yield
-        # A caller may have thousands of listings, and a certificate thousands of characters of names.
-        owner = ListingOwner(intern(owner.caller), intern(owner.holder))
         listing = OpenListing(visible, counts, revision, owner, now + LIFE_S, replaced_weight, pending)
         return Page(listing, "", 0, visible[:size])
 

@@ -177,7 +177,7 @@ class Publication:
                 record = replace(record, access=Attempt(now))  # an answer in flight is about the former address
             if self._removals.problem or self.view is ViewPhase.UNREVIEWED:
                 self._review_soon(now)
-        self._put(replace(record, next=record.next.anew(now)))
+        self._put(replace(record, next=record.next.restarted(now)))
 
     def _credential_access(
         self, record: Record, before: Engaged | None, new: Engaged, problem: str, now: float
@@ -212,7 +212,7 @@ class Publication:
                     end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S)
                 record = replace(record, end=end)
             record = replace(record, access=Attempt(self._access_due(record, now)))
-        self._put(replace(record, next=record.next.anew(now)))
+        self._put(replace(record, next=record.next.restarted(now)))
 
     def _access_due(self, record: Record, now: float) -> float:
         """Return when to ask the daemon for the access of a cluster that is published from now on."""
@@ -448,7 +448,9 @@ class Publication:
             wanted = replace(record.wanted, received=received, endpoint=record.wanted.cluster.endpoint)
             engaged = wanted, *record.engaged[1:]
             self._put(
-                replace(record, engaged=engaged, access=Attempt(_renewal_at(received, now)), next=record.next.anew(now))
+                replace(
+                    record, engaged=engaged, access=Attempt(_renewal_at(received, now)), next=record.next.restarted(now)
+                )
             )
 
     def failed(self, task: Task, error: Exception, now: float) -> None:

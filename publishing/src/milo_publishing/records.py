@@ -247,7 +247,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
             return Attempt(when)  # what is in flight is about a former state
         return self if self.failures and not self.ticket else replace(self, due_at=min(self.due_at, when))
 
-    def anew(self, when: float) -> Attempt:
+    def restarted(self, when: float) -> Attempt:
         """Make a request by this time, since what is desired has changed: former writes do not count."""
         return replace(self, writes=0).at(when)
 

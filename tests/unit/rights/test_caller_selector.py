@@ -122,3 +122,9 @@ def test_quota_keys_are_the_uid_user_or_sans_of_a_caller_or_else_its_listener() 
     assert set(quota_keys(one)) < set(quota_keys(more)) == {"dns:a", "dns:b"}
     assert quota_keys(Caller(listener="a", uid=1, user="u")) == quota_keys(Caller(listener="a", uid=2, user="u"))
     assert quota_keys(Caller(listener="a")) != quota_keys(Caller(listener="b"))
+
+
+def test_caller_key_is_short_however_many_names_a_certificate_has() -> None:
+    """Found by an attacker: listings kept a thousand names twice each, until the daemon was out of memory."""
+    names = tuple(f"dns:{number}.example.com" for number in range(100))
+    assert len(caller_key(Caller(listener="net", peer="a", sans=names))) == 64

@@ -75,17 +75,6 @@ def test_listing_of_one_page_is_sorted_by_name() -> None:
     assert not listing.listings._listings, "a listing of one page is not kept"
 
 
-def test_listings_of_one_caller_share_the_memory_of_its_names() -> None:
-    """Found by an attacker: each kept the names of a certificate twice, 230 MiB together."""
-    listings = a_listing(fleet("b", "a"))
-    owners = [
-        Listing(listings, ListingOwner("".join(["x", "y"]), "".join(["z", "w"]))).first(1).listing.owner
-        for _ in range(2)
-    ]
-    assert owners[0].caller is owners[1].caller
-    assert owners[0].holder is owners[1].holder
-
-
 def test_listing_in_several_steps_shows_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listings_module, "CLUSTERS_PER_STEP", 2)
     log = fleet(*"edcba")
