@@ -482,9 +482,13 @@ class ClusterSource:
         record = self.engagements[name]
         if record is None or record.cluster is None or record.cluster.draining is not None:
             return False
-        is_ready = record.state is ObjectState.READY and not self.problem_of(name)
-        is_known = is_ready and self.pending_deletion(name) is None and not self._is_unknown(name)
+        is_known = record.state is ObjectState.READY and not self.problem_of(name) and not self.is_uncertain(name)
         return not is_known or self.changes.engagements.depends_on_order(name)
+
+    def is_uncertain(self, name: str) -> bool:
+        """Return whether a cluster may be deleted, or what is known of it outdated: if it moves, the former owner keeps
+        it."""
+        return self.pending_deletion(name) is not None or self._is_unknown(name)
 
     # --- totals of the source, and queries about one cluster ---
 

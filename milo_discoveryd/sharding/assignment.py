@@ -265,5 +265,9 @@ class FleetAssignment:
         if decisions is None:
             return 0
         unassigned = (name for name, record in self._fleet.items() if record.state is ObjectState.UNASSIGNED)
-        depends_on_order = self._fleet.changes.engagements.depends_on_order  # such a cluster stays where it is engaged
-        return sum(decisions.is_unowned(name) and not depends_on_order(name) for name in unassigned)
+        return sum(decisions.is_unowned(name) and not self._stays_where_engaged(name) for name in unassigned)
+
+    def _stays_where_engaged(self, name: str) -> bool:
+        source = self._fleet.source_of(name)
+        is_uncertain = source is not None and source.is_uncertain(name)
+        return is_uncertain or self._fleet.changes.engagements.depends_on_order(name)

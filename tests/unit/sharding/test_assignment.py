@@ -362,6 +362,19 @@ async def test_member_does_not_lack_a_cluster_that_stays_at_another_one_because_
     assert assignment.unowned() == 1
 
 
+async def test_member_does_not_lack_a_cluster_that_stays_at_another_one_because_it_may_be_deleted() -> None:
+    """Its deletion is not confirmed as long as reads of its object hang: the member would not be ready until then."""
+    source, assignment = listed("x")
+    held = Ownership(view=NEXT.view, member="a", term="a.1", pending=(("b", frozenset({"x"})),))
+    assign(assignment, held)
+    assert assignment.unowned() == 1
+    apply(source, DeletionReported("x", "x"))
+    assert source.pending_deletion("x") is not None
+    assert assignment.unowned() == 0
+    assign(assignment, ALONE)
+    assert source.engagements.engaged == 1
+
+
 async def test_member_that_leaves_hands_over_what_its_successors_cannot_engage_yet() -> None:
     source, assignment = listed("x", not_ready=NotReadyClusters(60.0))
     assign(assignment, ALONE)
