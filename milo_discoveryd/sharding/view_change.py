@@ -36,13 +36,14 @@ def _only_loses_leaving_members(
 
 
 def _next_members(group: ObservedGroup) -> dict[str, ViewMember]:
-    """Return the candidates, except newcomers that may not engage clusters yet. Without an owner that could wait for
-    these, as in the first view, it returns all candidates."""
-    view, candidates = group.leases.view, group.candidates.members
-    if view is None or not any(lease.is_held for name, lease in group.leases.members.items() if name in view.members):
+    """Return the candidates, except newcomers, also in another term, that may not engage clusters yet. Without an owner
+    that could wait for these, as in the first view, it returns all candidates."""
+    view, candidates, leases = group.leases.view, group.candidates.members, group.leases.members
+    terms = {} if view is None else {name: member.term for name, member in view.members.items()}
+    if not any(lease.is_held and lease.term == terms.get(name) for name, lease in leases.items()):
         return dict(candidates)
     return {
         name: member
         for name, member in candidates.items()
-        if name in view.members or group.leases.members[name].acknowledged > 0
+        if member.term == terms.get(name) or leases[name].acknowledged > 0
     }

@@ -259,6 +259,33 @@ def test_successor_continues_its_takeover_after_the_response_to_the_lease_write_
     assert successor.tenure.engage_at > driver.now + 25
 
 
+def test_member_that_returns_at_once_after_its_eviction_enters_a_view_only_once_it_has_acknowledged_one() -> None:
+    """Found by a reader: the present view had its name, in another term, so it took clusters over whose source it did
+    not follow."""
+    driver = settled("a", "b", "c")
+    del driver.members["a"], driver.members["c"]
+    driver.run_until(lambda: not driver.api.group.members["a"].is_held)
+    returned = driver.add("a", Member("a", "a#2"))
+    driver.holds_drain = {"a"}
+    driver.run(60)
+    assert returned.tenure is not None
+    assert [*driver.api.views[-1].members] == ["b"]
+    driver.holds_drain.clear()
+    driver.run(20)
+    assert is_settled(driver, "a", "b")
+
+
+def test_members_that_all_return_in_other_terms_own_clusters_again() -> None:
+    driver = settled("a", "b")
+    for name in ("a", "b"):
+        lease = driver.api.group.members[name]
+        driver.api.change(name, driver.now, holder="", term="")
+        assert lease.is_held
+    driver.holds_drain = {"a", "b"}
+    driver.run(60)
+    assert driver.owned("a") | driver.owned("b") == ALL
+
+
 @pytest.mark.parametrize("has_other", [False, True])
 @pytest.mark.parametrize("ends", [Member.stop, Member.leave, None], ids=["stopped", "left", "killed"])
 def test_successor_that_ends_while_its_predecessor_may_own_leaves_the_next_one_to_wait(
