@@ -57,6 +57,8 @@ class Subscription(msgspec.Struct, eq=False):
     """A description of the caller for logs and messages."""
     view: ClusterView
     filter_bytes: int = 0
+    is_current: bool = False
+    """Whether the stream has sent all changes from before it was opened."""
 
 
 class AwaitedRelease(msgspec.Struct, frozen=True):
@@ -216,6 +218,13 @@ class PendingReleases:
         subscriber = self._subscribers.get(key)
         return subscriber is not None and bool(subscriber.streams) and not subscriber.is_leaving
 
+    def may_renew(self, key: SubscriberKey, now: float) -> bool:
+        """Return whether the ownership of a subscriber may be renewed: it has a stream, which told it of clusters that
+        ended while it had none."""
+        if not self.is_connected(key):
+            return False
+        return all(stream.is_current for stream in self._subscribers[key].streams) or not self.unreached(now)
+
     def note_unreached(self, cluster: Cluster, now: float) -> None:
         """Record the end of a cluster that subscribers without a stream are not told."""
         self.compared += bool(self._gone)
@@ -226,7 +235,7 @@ class PendingReleases:
 
     def unreached(self, now: float) -> Iterable[str]:
         """Return the clusters that have ended, and in which a subscriber of a shard group may work on: it had no stream
-        then, and its ownership, as of the end of its last one, has not ended. With another stream it is told first."""
+        then, and its ownership, as of the end of its last one, has not ended. That is renewed once another told it."""
         self._unreached = {name: until for name, until in self._unreached.items() if until > now}
         return self._unreached
 

@@ -14,6 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.fleet.changes import steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
@@ -290,7 +291,8 @@ class Service:
         async with self.access.authorize(caller, "RenewOwnership") as call:
             name = request.subscriber and requests.subscriber(request.subscriber)
             # A subscriber without a stream is not told that a cluster moves.
-            is_told = not name or self._fleet.releases.is_connected(SubscriberKey(call.identity, name))
+            key, releases = SubscriberKey(call.identity, name), self._fleet.releases
+            is_told = not name or releases.may_renew(key, steady_now())
             valid_s = self.shard.valid_s() if self.shard is not None and is_told else None
         return pb.RenewOwnershipResponse(
             sharded=self.shard is not None, valid_for=None if valid_s is None else convert.duration(valid_s)

@@ -238,6 +238,7 @@ class WatchStream:
                         self._fleet.waiting.await_sources(self, frozenset())
 
     async def _follow(self, waiter: Waiter) -> None:
+        opened_at = self._fleet.log.head
         await self._update_pending()
         has_waited = False
         while self._resumption.must_wait:
@@ -249,6 +250,8 @@ class WatchStream:
         cursor = await self._begin(has_waited=has_waited)
         turns, has_sent = self._options.turns, False
         while True:
+            if self._subscription is not None and cursor.is_following and cursor.revision >= opened_at:
+                self._subscription.is_current = True
             if has_sent and self._rotation and cursor.is_following and self._rotation.is_due():
                 await self._send_renewed(cursor, self._rotation)  # now: there may always be another change
             is_other_view = bool(self._resumption.pending) and await self._update_pending()

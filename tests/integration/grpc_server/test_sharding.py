@@ -3,12 +3,15 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import grpc
 import msgspec
 import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.fleet.changes import steady_now
+from milo_discoveryd.server.calls.stream import BatchSender
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from tests.integration.grpc_server.conftest import Harness, not_ready, ready
 from tests.integration.grpc_server.test_draining import refusal
@@ -83,6 +86,38 @@ async def test_ownership_of_a_subscriber_without_a_stream_is_not_renewed(harness
         assert await is_renewed(""), "a subscriber that holds no clusters"
         invalid = await refusal(stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber="an operator")))
         assert invalid[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_ownership_is_renewed_only_once_a_stream_has_sent_what_ended_while_there_was_none(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.service.shard = Shard()
+    harness.listed(ready("alpha"), ready("beta"))
+    releases = harness.service._fleet.releases
+
+    async def is_renewed() -> bool:
+        answer = await stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber="operator"))
+        return bool(answer.HasField("valid_for"))
+
+    async with harness.client() as stub:
+        async with harness.subscriber(confirm_releases=True, subscriber="operator") as mine:
+            await mine.until_synced()
+        await eventually(lambda: not harness.service.streams)
+        (cluster,) = [each for each in harness.service._fleet.clusters() if each.target.name == "alpha"]
+        releases.note_unreached(cluster, steady_now())
+        sent, send = asyncio.Event(), BatchSender.send
+
+        async def held(self: BatchSender, *arguments: Any, **options: Any) -> None:
+            await sent.wait()
+            await send(self, *arguments, **options)
+
+        monkeypatch.setattr(BatchSender, "send", held)
+        async with harness.subscriber(confirm_releases=True, subscriber="operator") as mine:
+            await eventually(lambda: harness.service.streams)
+            assert not await is_renewed()
+            sent.set()
+            await mine.until_synced()
+            assert await is_renewed()
 
 
 async def test_server_info_describes_the_shard_group(harness: Harness) -> None:

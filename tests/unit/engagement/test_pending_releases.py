@@ -248,6 +248,21 @@ def test_subscriber_without_a_stream_may_work_in_clusters_that_it_saw_until_its_
     assert not releases.unreached(50.0)
 
 
+def test_ownership_is_not_renewed_before_a_stream_told_its_subscriber_what_ended_while_it_had_none() -> None:
+    """Found by a reader: a stream that broke before that left the operator at work for as long as the renewal said."""
+    releases = PendingReleases()
+    finish(releases.open(of := stream(), 0.0))
+    assert releases.may_renew(ONE, 0.0), "nothing has ended"
+    releases.close(of, 1.0)
+    assert not releases.may_renew(ONE, 1.0), "it is told nothing"
+    releases.note_unreached(cluster("a"), 2.0)
+    finish(releases.open(again := stream(), 3.0))
+    assert not releases.may_renew(ONE, 3.0)
+    assert releases.may_renew(ONE, 1.0 + OWNED_S), "no other member has waited for it"
+    again.is_current = True
+    assert releases.may_renew(ONE, 3.0)
+
+
 def test_subscriber_that_ended_its_subscription_is_not_connected() -> None:
     releases = opened(ONE)
     assert releases.is_connected(ONE)
