@@ -457,7 +457,14 @@ class Member:
             former = self.state.group.leases.members[self.name]
             acknowledge_at = now + self._timing.evict_after_s
             engage_at = -inf if self._has_ended(former) else acknowledge_at
-        return Tenure(lease=lease, renewed_at=started_at, engage_at=engage_at, acknowledge_at=acknowledge_at)
+        return Tenure(
+            lease=lease,
+            renewed_at=started_at,
+            engage_at=engage_at,
+            acknowledge_at=acknowledge_at,
+            drained=lease.acknowledged,
+            pending=lease.pending,
+        )
 
     # Holding and leaving
 

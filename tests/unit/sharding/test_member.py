@@ -275,6 +275,27 @@ def test_member_that_returns_at_once_after_its_eviction_enters_a_view_only_once_
     assert is_settled(driver, "a", "b")
 
 
+def test_successor_of_a_member_that_left_never_owns_what_that_has_released() -> None:
+    """Found by reading: it left at once too, and another member's Lease was cleared: it owned the former share again,
+    which the next owners had engaged."""
+    driver = Driver("b", "c")
+    driver.add("a", Member("a", "a#1", instance="pod"))
+    driver.run(60)
+    driver.pending["a"] = {min(driver.owned("a"))}
+    driver.members["a"].leave()
+    driver.run_until(lambda: driver.api.group.members["a"].acknowledged == 2)
+    successor = driver.add("a", Member("a", "a#2", instance="pod"))
+    driver.holds_drain = {"a"}
+    driver.run_until(lambda: successor.tenure)
+    successor.leave()
+    driver.run(1.5)
+    del driver.members["c"]
+    driver.api.change("c", driver.now, holder="")
+    for _ in range(100):
+        driver.run(0.25)
+        assert not driver.owned("a") & driver.owned("b")
+
+
 def test_members_that_all_return_in_other_terms_own_clusters_again() -> None:
     driver = settled("a", "b")
     for name in ("a", "b"):
