@@ -23,7 +23,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.wire import Decoder, ListPage, ObjectSeen, WatchEvent, cut, is_named, text_bytes
+from milo_kube.reflect.wire import Decoder, ListPage, ObjectSeen, WatchEvent, bounded_name, cut, is_named, text_bytes
 from milo_objects.object_index import IndexFunction, ObjectIndex
 
 
@@ -331,6 +331,7 @@ class ObjectCache:
 
     def problem(self, namespace: str, name: str) -> str:
         """Return why there is no valid state of an object that exists; empty if there is one, or no object."""
+        name, namespace = bounded_name(name, namespace)
         found = self._invalid.get((namespace, name))
         return "" if found is None else found.problem
 

@@ -32,7 +32,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.wire import ObjectSeen
+from milo_kube.reflect.wire import ObjectRemoved, ObjectSeen
 
 decode = msgspec.json.decode
 
@@ -286,8 +286,8 @@ def test_object_for_which_an_index_function_fails_is_missing_only_from_that_inde
     assert len(applied(cache, DeletionReported("b", "", "default"))) == 1
 
 
-def line(found: dict[str, Any]) -> bytes:
-    return msgspec.json.encode({"type": "ADDED", "object": found})
+def line(found: dict[str, Any], kind: str = "ADDED") -> bytes:
+    return msgspec.json.encode({"type": kind, "object": found})
 
 
 def decoded(found: dict[str, Any], *, metadata_only: bool = False) -> CachedObject:
@@ -542,21 +542,41 @@ def test_namespaces_of_any_length_take_no_memory_once_their_objects_are_deleted(
     try:
         for number in range(100):
             namespace = f"{number}{'n' * 100_000}"
-            event = decoder.line(line(document("a", namespace=namespace)))
-            if isinstance(event, ObjectSeen):
-                applied(cache, ObjectChanged(event.observation), DeletionReported("a", "uid-a", namespace))
+            found = document("a", namespace=namespace)
+            event, deleted = decoder.line(line(found)), decoder.line(line(found, "DELETED"))
+            assert isinstance(event, ObjectSeen)
+            assert isinstance(deleted, ObjectRemoved)
+            deletion = DeletionReported(deleted.name, deleted.uid, deleted.namespace)
+            assert applied(cache, ObjectChanged(event.observation), deletion) == []
+            assert (len(cache), cache.size) == (0, 0)
         assert tracemalloc.get_traced_memory()[0] < 1_000_000
     finally:
         tracemalloc.stop()
 
 
-def test_object_with_a_very_long_name_is_in_no_cache_and_in_no_queue() -> None:
-    for found in (
-        document("n" * 1025),
-        document("n" * 1025, ownerReferences=5),
-        document("a", namespace="n" * 1024),
-    ):
-        assert not isinstance(object_decoder().line(line(found)), ObjectSeen)
+@pytest.mark.parametrize(
+    "found",
+    [
+        document("n" * 1025, uid="u"),
+        document("n" * 1025, uid="u", ownerReferences=5),
+        document("n", namespace="n" * 1024),
+    ],
+    ids=range(3),
+)
+def test_object_with_a_very_long_name_is_reported_and_in_no_queue(found: dict[str, Any]) -> None:
+    """RBAC, for example, accepts a name of any length for a role."""
+    metadata, listed = found["metadata"], ObjectCache()
+    _, objects = object_decoder().page(msgspec.json.encode({"kind": "List", "metadata": {}, "items": [found]}))
+    event = object_decoder().line(line(found))
+    assert isinstance(event, ObjectSeen)
+    for seen in (event.observation, *objects):
+        assert seen is not None
+        assert applied(listed, ListStarted(), Listed(seen), ListEnded()) == []
+        assert listed.problem(metadata["namespace"], metadata["name"]) == seen.problem
+        assert listed.invalid == f"1 of its objects cannot be cached, such as {seen.name}: {seen.problem}"
+        assert seen.problem == "its name and namespace take more than 1024 bytes"
+        assert metadata["name"].startswith(seen.name.partition("%")[0])
+        assert not listed.is_filled
 
 
 def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -> None:

@@ -218,9 +218,13 @@ def test_decoder_evaluates_selector_on_object_without_labels() -> None:
 
 
 @pytest.mark.parametrize("names", [{"name": "n" * 1025}, {"name": "a", "namespace": "n" * 1024}], ids=range(2))
-def test_decoder_ignores_object_with_a_very_long_name(names: dict[str, str]) -> None:
-    found = {"metadata": {"uid": "u", "resourceVersion": "1", **names}}
-    assert object_decoder([], Selector()).object(json.dumps(found).encode()) is None
+def test_object_with_a_very_long_name_has_a_problem(names: dict[str, str]) -> None:
+    found = seen({"metadata": {"uid": "u", "resourceVersion": "1", **names}})
+
+    assert found is not None
+    assert (found.uid, found.projected) == ("u", None)
+    assert found.problem == "its name and namespace take more than 1024 bytes"
+    assert len(found.name + found.namespace) < 256
 
 
 def test_decoder_names_malformed_object_with_its_namespace() -> None:

@@ -201,7 +201,7 @@ class Reflector(Generic[Seen]):
         if not self.state.continue_token:
             yield ListStarted()
         for seen in observations:
-            yield EventIgnored("a listed object has no name, or a very long one") if seen is None else Listed(seen)
+            yield EventIgnored("a listed object has no name") if seen is None else Listed(seen)
         self.list_method.page_size.page_fitted()
         if page.continue_token:
             try:

@@ -5,6 +5,7 @@ One malformed object does not affect the others. A line that is not an event at 
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
 from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
@@ -19,7 +20,11 @@ each. Short values take many times their size in memory, and a microsecond of th
 _LONGEST_ID = 128
 _LONGEST_NAME = 1024
 """Maximum bytes that a name and a namespace take: of each object, they are kept in several places, in part when the
-object is invalid or was deleted."""
+object is invalid or was deleted. Of longer ones, which API servers accept for some kinds, such as roles, the object is
+malformed, under a shortened name."""
+_SHORTENED_TO = 100
+_SHORTENED_DIGEST = 16
+"""Characters that a shortened name or namespace has of the whole one, and of its digest."""
 _LONGEST_TOKEN = 4 << 10
 """Maximum characters of the version of a list or bookmark, and of the token of the next page. They are kept, and sent
 in URLs: to escape some MiB takes seconds."""
@@ -33,6 +38,7 @@ _CUT_AT_ONCE = 1 << 10
 _CUT = b"\r"
 """Replaces each byte of what is nested more deeply. API servers send no such white space."""
 _TOO_DEEP = "nested too deeply"
+_TOO_LONG = f"its name and namespace take more than {_LONGEST_NAME} bytes"
 _OPENED, _CLOSED = 2, 0
 _STEPS = bytes(_OPENED if byte in b"[{" else _CLOSED if byte in b"]}" else 1 for byte in range(256))
 """For each byte, by how much it changes the depth, and one more."""
@@ -231,7 +237,7 @@ class Decoder(Generic[Object, Seen]):
         self._failed = failed
 
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
-        """Decode one object; None if it has no name, or a very long one."""
+        """Decode one object; None if it has no name."""
         size = memoryview(raw).nbytes
         if size > MAX_LINE:  # the decoded fields could take far more memory
             return self._unusable(raw, f"larger than {MAX_LINE} bytes")
@@ -248,7 +254,7 @@ class Decoder(Generic[Object, Seen]):
             names = _names(raw)
             self._failed(self._key(names.namespace, names.name), error)
             return self._unusable(raw, f"internal error ({type(error).__name__})")
-        return found if is_named(found) else None
+        return found if is_named(found) else self._unusable(raw, _TOO_LONG)
 
     def _object_of_cut(self, raw: msgspec.Raw) -> Seen | None:
         return self._unusable(raw, _TOO_DEEP) if _CUT in bytes(raw) else self.object(raw)
@@ -297,7 +303,8 @@ class Decoder(Generic[Object, Seen]):
                 found = self._observe(event.object)
                 if found.name and len(f"{found.name}{found.uid}{found.version}") <= _LONGEST_ID:
                     return ObjectSeen(found)
-                return _seen(event.type, self._bounded(found))
+                if is_named(found := self._bounded(found)):
+                    return ObjectSeen(found)
         except Exception:  # noqa: BLE001, S110
             pass  # decoded step by step below
         return self._other_line(line)
@@ -449,15 +456,13 @@ class LineTooLongError(ValueError):
 
 
 def _seen(kind: str, found: Seen | None) -> ObjectSeen[Seen] | UnknownEvent:
-    if found is None or not is_named(found):
-        return UnknownEvent(f"a watch event of type {kind} has no object name, or a very long one")
-    return ObjectSeen(found)
+    return UnknownEvent(f"a watch event of type {kind} has no object name") if found is None else ObjectSeen(found)
 
 
 def _removed(raw: msgspec.Raw) -> ObjectRemoved[Seen] | UnknownEvent:
     names = _names(raw)
     if not names.name:
-        return UnknownEvent("a watch event of type DELETED has no object name, or a very long one")
+        return UnknownEvent("a watch event of type DELETED has no object name")
     uid, version = names.uid[:_LONGEST_ID], names.resourceVersion[:_LONGEST_ID]  # as in `Decoder._bounded`
     return ObjectRemoved(names.name, uid, version, names.namespace)
 
@@ -498,6 +503,20 @@ def is_named(found: _HasName) -> bool:
     return bool(found.name) and text_bytes(f"{found.name}{getattr(found, 'namespace', '')}") <= _LONGEST_NAME
 
 
+def bounded_name(name: str, namespace: str = "") -> tuple[str, str]:
+    """Return the name and namespace under which an object is known: shortened ones if they are very long."""
+    if text_bytes(name + namespace) <= _LONGEST_NAME:
+        return name, namespace
+    return _shortened(name), _shortened(namespace)
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning of a text, with its digest if it is longer. No name has the character between them."""
+    if len(text) <= _SHORTENED_TO:
+        return text
+    return f"{text[:_SHORTENED_TO]}%{sha256(text.encode(errors='replace')).hexdigest()[:_SHORTENED_DIGEST]}"
+
+
 def text_bytes(text: str) -> int:
     """Return how many bytes of memory the characters of a text take, at most: one emoji makes all of them wide."""
     return len(text) if text.isascii() else 4 * len(text)
@@ -511,7 +530,8 @@ def _names(raw: bytes | msgspec.Raw) -> _Names:
             names = _NAMED.decode(cut(bytes(raw))).metadata
     except _UNDECODABLE:
         return _Names()
-    return names if is_named(names) else _Names()
+    name, namespace = bounded_name(names.name, names.namespace)
+    return msgspec.structs.replace(names, name=name, namespace=namespace)
 
 
 def _problem(error: Exception) -> str:
