@@ -34,7 +34,10 @@ def segment(name: str) -> str:
     """Return a name as one segment of a path: that of a role may have a space. Raises ValueError if it is not safe."""
     encoded = name if is_segment(name) else quote(name, safe=":@", errors="replace")
     if not _ENCODED_SEGMENT.fullmatch(encoded):
-        raise ValueError(f"{name!r} is not a valid name of an object or a namespace")
+        raise ValueError(
+            f"no request is sent for the name {name!r}: one that is empty, '.' or '..', or has a control character or "
+            r"any of #%/;?\, could lead to another path"
+        )
     return encoded
 
 
