@@ -253,10 +253,23 @@ def test_late_evidence_is_asked_for_again_before_the_object_is_deleted(publishin
     publishing.end(cluster()).settle(30.0)
     assert "alpha" in publishing.server.objects
     assert publishing.publication.is_done, "a held deletion does not delay --once"
+    waits = "the object alpha waits until the daemon is connected and follows the source of the cluster"
+    assert publishing.publication.unfinished == f"not finished: {waits}"
     publishing.source = STREAMING
     publishing.settle(3.0)
     assert [type(request) for request in publishing.sent[-2:]] == [Ask, DeleteObject]
     assert [*publishing.server.objects] == ["beta"]
+    assert publishing.publication.unfinished == ""
+
+
+def test_objects_that_wait_for_their_source_are_not_finished():
+    """Found by a reader: --once exited with 0, and left them without a word."""
+    made = Publishing().synced(*map(cluster, ("alpha", "beta", "gamma", "delta")))
+    made.source = STALE
+    made.end(cluster()).end(cluster("beta")).settle(30.0)
+    unfinished = "2 objects wait, such as alpha, until the daemon is connected and follows the source of the cluster"
+    assert (made.publication.is_done, made.publication.problems) == (True, ())
+    assert made.publication.unfinished == f"not finished: {unfinished}"
 
 
 def test_late_evidence_is_dropped_if_another_replica_has_engaged_the_cluster(publishing: Publishing):

@@ -299,5 +299,5 @@ async def _publish(
         raise messages.last_error or timed_out from None
     if destination.once and terminated:
         raise CommandFailure("ended by SIGTERM before the objects were up to date")
-    if destination.once and publication.problems:
-        raise CommandFailure(f"unresolved problems: {len(publication.problems)}; see the messages above")
+    if destination.once and (unfinished := publication.unfinished):
+        raise CommandFailure(unfinished)

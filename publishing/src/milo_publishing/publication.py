@@ -524,6 +524,16 @@ class Publication:
             return False
         return record.wanted is None or record.wanted.received is not None or bool(record.access.problem)
 
+    @property
+    def unfinished(self) -> str:
+        """What is left to do when the publication is done, as a message; empty if nothing is."""
+        if self.problems:
+            return f"unresolved problems: {len(self.problems)}; see the messages above"
+        if names := [record.name for record in self.records.values() if record.next.is_held]:
+            what = f"{len(names)} objects wait, such as {names[0]}," if names[1:] else f"the object {names[0]} waits"
+            return f"not finished: {what} until the daemon is connected and follows the source of the cluster"
+        return ""
+
     # --- the guard against mass removal ---
 
     def _review(self, now: float, watch: Watch) -> None:
