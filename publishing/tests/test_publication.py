@@ -1046,6 +1046,22 @@ def test_outage_of_the_api_server_is_reported_once_and_ends_for_all_objects(publ
     assert len(publishing.server.objects) == 3
 
 
+def test_outage_is_not_reported_if_nothing_is_left_to_send(publishing: Publishing):
+    """Found by a reader: it was reported that publishing is interrupted and retried, and nothing was due."""
+
+    def end_and_refuse(request: Request) -> None:
+        if isinstance(request, Create):
+            publishing.end(cluster())
+            raise TargetUnavailable("connection refused", is_unsent=True)
+
+    publishing.before = end_and_refuse
+    publishing.synced(cluster()).settle(60.0)
+    assert (publishing.reports, publishing.publication.problems) == ([], ())
+    assert publishing.publication.is_done
+    publishing.engage(cluster("beta")).settle()
+    assert publishing.reports == ["publishing is interrupted: connection refused; retrying"]
+
+
 def test_request_that_nobody_answers_does_not_end_an_outage(publishing: Publishing):
     """Found by a reader: it was reported that publishing continues, each time that a connection was not answered."""
     reasons = cycle([TargetUnavailable("connection refused", is_unsent=True), TargetUnavailable("no answer in 20 s")])

@@ -456,13 +456,13 @@ class Publication:
     def failed(self, task: Task, error: Exception, now: float) -> None:
         """Receive why a request failed. Only the next request about the same waits."""
         is_unsent = isinstance(error, TargetUnavailable) and error.is_unsent
-        if is_unsent:
-            self._interrupted(error, now)
-        elif isinstance(error, TargetRefused) or (isinstance(error, TargetUnavailable) and error.is_answer):
+        if isinstance(error, TargetRefused) or (isinstance(error, TargetUnavailable) and error.is_answer):
             self._contacted()
         attempt, record = self._attempt(task.name, task.lane), self._record(task.name)
         if attempt.ticket != task.ticket:
             return
+        if is_unsent and (task.lane in self._common or record.is_relevant):  # otherwise there is nothing to retry
+            self._interrupted(error, now)
         if is_unsent or isinstance(error, PermitEnded):
             due_at = self._outage.due_at if is_unsent else now
             self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=due_at))
@@ -652,7 +652,7 @@ class Publication:
     def _put(self, record: Record) -> None:
         """Replace a record: report what is a problem now, or no longer is, and schedule its attempts."""
         before = self._record(record.name)
-        is_kept = bool(record.engaged or record.next.ticket) or not isinstance(record.object, records.AbsentObject)
+        is_kept = record.is_relevant or bool(record.next.ticket)
         if before.has_problems or record.has_problems:
             self._tell(before.problems(), record.problems() if is_kept else {})
         if is_kept:

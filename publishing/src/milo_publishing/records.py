@@ -287,6 +287,11 @@ class Record(msgspec.Struct, frozen=True):
         return self.engaged[0] if self.engaged else None
 
     @property
+    def is_relevant(self) -> bool:
+        """Whether there is an object, or is to be one."""
+        return bool(self.engaged) or not isinstance(self.object, AbsentObject)
+
+    @property
     def preferred(self) -> Engaged | None:
         """The engaged cluster that the object stands for, or else the one that is published."""
         of = ("", "") if self.observed is None else (self.observed.cluster, self.observed.cluster_uid)
