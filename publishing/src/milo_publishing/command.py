@@ -145,7 +145,11 @@ def publish() -> None:
 
 @publish.command("cluster-profiles")
 @click.option(
-    "--cluster-manager", type=LabelValue(), default="milo", show_default=True, help="Name of the cluster manager."
+    "--cluster-manager",
+    type=LabelValue(),
+    default="milo",
+    show_default=True,
+    help="Name of the cluster manager. It is immutable: delete the ClusterProfiles that have another one.",
 )
 @click.option("--access-provider", default="milo", show_default=True, help="Name of the access provider.")
 @publishing
