@@ -31,7 +31,7 @@ from milo_kube.background_loop import BackgroundLoop, run_in_thread, run_on
 
 from .conftest import AT_ONCE
 from .eventually import eventually
-from .messages import disengaged, engaged, following, snapshot
+from .messages import disengaged, engaged, following, snapshot, waiting
 from .scripted_daemon import ScriptedDaemon
 
 LONG = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=600))
@@ -129,6 +129,22 @@ class TestWatch:
             stream.send(following("1", "2", disengaged("a", pb.DISENGAGE_REASON_MOVED)))
             assert (await anext(watch)).reason is DisengageReason.MOVED
         assert daemon.renewals == 1
+
+    @pytest.mark.parametrize("before", [waiting(), snapshot("1")], ids=["incomplete", "empty"])
+    async def test_stream_that_is_opened_before_the_daemon_owns_clusters_is_kept(self, client, daemon, caplog, before):
+        """Found by a reader: a batch had arrived on a stream that isn't open, as the log said."""
+        daemon.ownership = NONE
+        first = pb.WatchClustersResponse()
+        first.CopyFrom(before)
+        async with client.watch() as watch:
+            stream = await daemon_stream(daemon, sharded(first))
+            await eventually(lambda: watch.connected)
+            daemon.ownership = LONG
+            stream.send(sharded(snapshot("2", engaged("a"))))
+            async with asyncio.timeout(30):
+                assert (await anext(watch)).type is EventType.ENGAGED
+            assert not stream.ended.is_set()
+        assert not caplog.records
 
     async def test_renewals_name_the_subscriber_while_it_holds_clusters_that_it_releases(self, client, daemon):
         daemon.ownership = SHORT

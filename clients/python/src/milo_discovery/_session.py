@@ -139,7 +139,10 @@ class Session:
         return changes
 
     def lose_ownership(self) -> tuple[Event, ...]:
-        """Empty the view: another daemon may have engaged the clusters. The next stream begins with a snapshot."""
+        """Empty the view: another daemon may have engaged the clusters. The next stream begins with a snapshot, unless
+        there were none, and no snapshot has begun."""
+        if not self._view and isinstance(self._phase, _Opened | _AwaitingSnapshot):
+            return ()
         lost = tuple(
             Event(
                 type=EventType.DISENGAGED,

@@ -214,6 +214,9 @@ class Watch(WatchState):
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
                         self._start_renewals()
+                    elif batch.events and not self._is_held and not subscription.session.view:
+                        # The daemon has come to own them since the last renewal.
+                        await self._renew_ownership(channel, boottime())
                     if batch.events and not self._is_held:
                         raise StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed")
                     subscription.received(batch, clock())
