@@ -298,10 +298,12 @@ class Pages:
         return HttpReply(b"pages: /livez /readyz /metrics /debug/health /debug/objects\n", status=404)
 
     async def _shown(self, request: ServerRequest) -> HttpReply:
-        """Answer a request with an accepted Host header: metrics to everyone, debug pages only on loopback."""
-        if not is_own_host(request.headers.get("Host", "")):
-            return HttpReply(b"the Host header is not this operator's\n", status=421)
-        if request.path != "/metrics" and not is_on_loopback(request.peer):
+        """Answer metrics to everyone, debug pages only on loopback. There the Host header must name this operator: any
+        web page could read them through a browser, by DNS rebinding."""
+        if is_on_loopback(request.peer):
+            if not is_own_host(request.headers.get("Host", "")):
+                return HttpReply(b"on loopback, the Host header must be an IP address or a local name\n", status=421)
+        elif request.path != "/metrics":
             return HttpReply(b"names and errors are shown on loopback only: use kubectl port-forward\n", status=403)
         encode, content_type = partial(self._debugged, request), "application/json"
         if request.path == "/metrics":
