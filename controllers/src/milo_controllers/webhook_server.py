@@ -14,6 +14,7 @@ from milo_controllers.webhooks import Webhooks
 from milo_kube.credential import CredentialError
 from milo_kube.file_content import FileContent
 from milo_kube.http.server import HttpServer
+from milo_kube.http.tls import server_context
 from milo_kube.tls_identity import as_file
 
 log = logging.getLogger("milo_controllers.webhooks")
@@ -80,7 +81,7 @@ class _ServerCertificate:
 
 
 def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = server_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 

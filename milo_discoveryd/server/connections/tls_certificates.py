@@ -9,6 +9,7 @@ from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.logger import log
 from milo_kube.credential import CredentialError
 from milo_kube.file_content import FileContent
+from milo_kube.http.tls import server_context
 from milo_kube.tls_identity import CertificateExpiry, as_file, expiry_of
 
 
@@ -133,7 +134,7 @@ def _is_trust_store(pem: bytes) -> bool:
 
 
 def _context(certificate: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = server_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     # A resumed session would reuse an earlier verification of the certificate, perhaps with another CA.

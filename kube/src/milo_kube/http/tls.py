@@ -24,6 +24,14 @@ CLIENT_BYTES = 8 << 10
 _RECORD = 16 << 10
 
 
+def server_context() -> ssl.SSLContext:
+    """Return a context for a server, without a certificate. It agrees on keys by P-256 alone, which every client has:
+    OpenSSL accepts finite fields too, and a recorded ClientHello with 8,192 bits takes it 160 ms each time."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ecdh_curve("prime256v1")
+    return context
+
+
 class _ClientHandshake(NamedTuple):
     hello: ServerHello
     turns: Callable[[Callable[[], None]], object]
