@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partialmethod
+from types import MethodType, SimpleNamespace
 
 import aiohttp
 import grpc
@@ -21,7 +23,9 @@ import kubernetes.client
 import kubernetes.stream
 import kubernetes.watch
 import pytest
+import websocket
 from google.rpc.error_details_pb2 import ErrorInfo
+from kubernetes.aio.stream import WsApiClient
 from urllib3.connection import HTTPSConnection
 
 from milo_discovery import (
@@ -435,6 +439,74 @@ class TestEngagedCluster:
                 with pytest.raises(UnusableKubeconfig, match="the request was not sent: cluster alpha has moved"):
                     await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
         assert plane.asked_with == []
+
+    async def test_stream_is_not_opened_if_the_cluster_moves_while_it_waits_for_a_connection(
+        self, client, daemon, plane, monkeypatch, tmp_path
+    ):
+        trusted = tmp_path / "ca.pem"
+        trusted.write_bytes(plane.authority.cert_pem.bytes())
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))] * 2
+        async with Fleet(client) as fleet:
+            (await daemon.stream()).send(snapshot("1", engaged("alpha")))
+            await fleet.synced()
+            alpha = fleet.get("alpha")
+            connect_aio, connect_blocking = aiohttp.TCPConnector.connect, websocket._core.connect
+
+            def move():
+                alpha.refresh(replace(alpha.current, endpoint=f"{alpha.current.endpoint}/moved"))
+
+            async def connected_late(connector, *given, **named):
+                connection = await connect_aio(connector, *given, **named)
+                move()
+                return connection
+
+            def blocking_connected_late(*given, **named):
+                connection = connect_blocking(*given, **named)
+                move()
+                return connection
+
+            def run(api: kubernetes.client.ApiClient) -> None:
+                api.configuration.ssl_ca_cert = str(trusted)  # the only CA setting of the package's streams
+                core = kubernetes.client.CoreV1Api(api)
+                kubernetes.stream.stream(core.connect_get_namespaced_pod_exec, "web", "default", command=["id"])
+
+            async with alpha.api_client() as api, alpha.sync_api_client() as blocking:
+                monkeypatch.setattr(aiohttp.TCPConnector, "connect", connected_late)
+                monkeypatch.setattr(websocket._core, "connect", blocking_connected_late)
+                # The WebSocket client of the package does not send the TLS server name.
+                ws_connect = partialmethod(aiohttp.ClientSession.ws_connect, server_hostname="alpha.test")
+                monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", ws_connect)
+                streams = kubernetes.aio.client.CoreV1Api(WsApiClient(api.configuration))
+                with pytest.raises(UnusableKubeconfig, match="the request was not sent: cluster alpha has moved"):
+                    await streams.connect_get_namespaced_pod_exec("web", "default", command=["id"])
+                await streams.api_client.close()
+                daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
+                refused = "the request was not sent: cluster alpha has moved"
+                with pytest.raises(kubernetes.client.ApiException, match=refused):
+                    await asyncio.to_thread(run, blocking)
+        assert plane.asked_with == []
+
+    async def test_stream_of_a_cluster_that_has_moved_is_opened_at_its_present_server(
+        self, client, daemon, plane, tmp_path
+    ):
+        trusted = tmp_path / "ca.pem"
+        trusted.write_bytes(plane.authority.cert_pem.bytes())
+        first = issued(plane.kubeconfig(token="t-1"), age=DUE)
+        second = plane.kubeconfig(token="t-2", **{"as": "shop"}).replace(b"/projects/alpha", b"/moved/alpha")
+        daemon.answers["IssueKubeconfig"] = [first, issued(second)]
+
+        def run(api: kubernetes.client.ApiClient, url: str) -> None:
+            api.configuration.ssl_ca_cert = str(trusted)
+            opened = SimpleNamespace(api_client=api)
+            kubernetes.stream.stream(MethodType(lambda of, **_: of.api_client.call_api("GET", url), opened))
+
+        async with client.sync_api_client("alpha") as api:
+            former = f"{api.configuration.host}/api/v1/namespaces/default/pods/web/exec"
+            while "Bearer t-2" not in plane.asked_with:
+                await asyncio.to_thread(kubernetes.client.CoreV1Api(api).list_namespace)
+            with pytest.raises(kubernetes.client.ApiException):  # the server answers with no WebSocket
+                await asyncio.to_thread(run, api, former)
+        assert plane.paths[-1].startswith("/moved/alpha/")
 
     async def test_kubeconfigs_are_requested_if_none_are_pushed(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]

@@ -89,6 +89,7 @@ class RenewingApiClient(ApiClient):
                 target.api_key[BEARER] = header
             urls.add(newest.server)
             target.host = newest.server
+            _TARGET.set((renewer, newest.server))  # for WebSockets, whose clients call nothing else of this one
 
         header = credential.authorization(access)
         configuration.api_key = {} if header is None else {BEARER: header}

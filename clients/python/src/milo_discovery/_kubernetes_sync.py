@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import wraps
-from typing import Any
+from functools import partial, wraps
+from typing import Any, NamedTuple
 
 import urllib3
 from kubernetes.client import ApiClient, ApiException, Configuration
@@ -79,17 +79,39 @@ class _SharedRestClient(RESTClientObject):
         pass
 
 
-_OWN_HEADERS: ContextVar[Sequence[str] | None] = ContextVar("_OWN_HEADERS", default=None)
-"""The impersonation headers, while an API client of this module opens a stream; None for other API clients."""
+class _Handshake(NamedTuple):
+    """What an API client of this module adds to a stream that it opens."""
+
+    headers: Sequence[str]
+    """The impersonation headers."""
+    require_present: Callable[[], None]
+
+
+_HANDSHAKE: ContextVar[_Handshake | None] = ContextVar("_HANDSHAKE", default=None)
+"""That of the stream which is being opened; None for other API clients."""
+
+
+class _HandshakeHeaders(list[str]):
+    """Headers that are not sent if the engagement ended, or the cluster moved, while the connection was opened."""
+
+    def __init__(self, headers: Iterable[str], require_present: Callable[[], None]) -> None:
+        super().__init__(headers)
+        self._require_present = require_present
+
+    def __iter__(self) -> Iterator[str]:
+        """Called when the connection is open, to compose the request."""
+        self._require_present()
+        return super().__iter__()
 
 
 class _WebSocket(WebSocket):
-    """A WebSocket that follows no redirect and sends impersonation headers if an API client of this module opens it."""
+    """A WebSocket that follows no redirect, sends impersonation headers, and checks the endpoint, if an API client of
+    this module opens it."""
 
     def connect(self, url: str, **options: Any) -> None:
-        headers = _OWN_HEADERS.get()
-        if headers is not None:
-            options |= {"redirect_limit": 0, "header": [*options.get("header", ()), *headers]}
+        if (handshake := _HANDSHAKE.get()) is not None:
+            headers = (*options.get("header", ()), *handshake.headers)
+            options |= {"redirect_limit": 0, "header": _HandshakeHeaders(headers, handshake.require_present)}
         super().connect(url, **options)  # type: ignore[no-untyped-call]
 
 
@@ -141,7 +163,7 @@ class RenewingSyncApiClient(ApiClient):
     def __setattr__(self, name: str, value: Any) -> None:
         """Wrap the function with which `kubernetes.stream` replaces `call_api` for one call.
 
-        The call then follows no redirect, and sends the impersonation headers.
+        The call then follows no redirect, sends the impersonation headers, and checks the endpoint.
         """
         if name != "call_api":
             super().__setattr__(name, value)
@@ -152,14 +174,17 @@ class RenewingSyncApiClient(ApiClient):
 
     def _limited(self, open_stream: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(open_stream)
-        def limited(*given: Any, **named: Any) -> Any:
-            act_as = self._renewer.access().act_as
-            headers = [] if act_as is None else [f"{name}: {value}" for name, value in act_as.headers()]
-            token = _OWN_HEADERS.set(headers)
+        def limited(
+            method: str, url: str, header_params: dict[str, str] | None = None, *given: Any, **named: Any
+        ) -> Any:
+            access = self._renewer.access()
+            headers = [] if access.act_as is None else [f"{name}: {value}" for name, value in access.act_as.headers()]
+            token = _HANDSHAKE.set(_Handshake(headers, partial(self._renewer.require_present, access.server)))
             try:
-                return open_stream(*given, **named)
+                moved, authorized = self._urls.moved(url, access.server), self._headers(access, header_params or {})
+                return open_stream(method, moved, authorized, *given, **named)
             finally:
-                _OWN_HEADERS.reset(token)
+                _HANDSHAKE.reset(token)
 
         return limited
 
