@@ -12,6 +12,7 @@ from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import kopf
 import pytest
 
@@ -77,6 +78,13 @@ def greeted_in(control_plane: ControlPlane, name: str = "one") -> str:
     return labels.get("greeted-in", "")
 
 
+def move(discovery: FakeDiscovery, to: ControlPlane) -> None:
+    """Give the cluster alpha another endpoint."""
+    cluster, _ = discovery._engaged["alpha"]
+    discovery._engaged["alpha"] = cluster, to
+    discovery.update("alpha", endpoint=to.access().server)
+
+
 def operators() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("kopf ")}
 
@@ -116,6 +124,50 @@ async def test_kopf_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox,
         await eventually(is_renewed)
         alpha.create(config_map("last"))
         await eventually(lambda: greeted_in(alpha, "last") == "alpha")
+
+
+async def test_kopf_operator_follows_a_cluster_that_moves(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
+    former, present = milo_sandbox.create_control_planes("alpha", "other")
+    discovery = FakeDiscovery(former)
+    async with operating(discovery, registry):
+        former.create(config_map())
+        await eventually(lambda: greeted_in(former) == "alpha")
+        move(discovery, present)
+        present.create(config_map())
+        await eventually(lambda: greeted_in(present) == "alpha")
+        former.create(config_map("two"))
+        present.create(config_map("two"))
+        await eventually(lambda: greeted_in(present, "two") == "alpha")
+    assert greeted_in(former, "two") == ""
+
+
+async def test_request_of_kopf_is_not_sent_if_the_cluster_moves_while_it_waits_for_a_connection(
+    milo_sandbox: MiloSandbox, monkeypatch: pytest.MonkeyPatch
+):
+    former, present = milo_sandbox.create_control_planes("alpha", "other")
+    discovery = FakeDiscovery(former)
+    fleet = Fleet(discovery)
+    connect = aiohttp.TCPConnector.connect
+    async with fleet:
+        await fleet.synced()
+        alpha = fleet.get("alpha")
+
+        async def connected_late(*given: Any, **named: Any) -> Any:
+            connection = await connect(*given, **named)
+            move(discovery, present)
+            await eventually(lambda: alpha.current.endpoint == present.access().server)
+            return connection
+
+        async with alpha.credentials() as renewer:
+            sessions = _Sessions(renewer, asyncio.get_running_loop())
+            session = await sessions.create()
+            monkeypatch.setattr(aiohttp.TCPConnector, "connect", connected_late)
+            with pytest.raises(RuntimeError, match="the request was not sent: cluster alpha has moved"):
+                await session.aiohttp_session.get(f"{session.server}/api/v1/namespaces")
+            assert session.aiohttp_session.closed, "kopf would not log in again"
+            again = await sessions.create()
+            assert again.server == present.access().server
+            await sessions.close()
 
 
 # kopf leaves coroutines unawaited if the startup of an operator fails.
@@ -171,6 +223,7 @@ async def test_kubeconfig_with_a_tls_server_name_is_refused(registry: kopf.Opera
 
     class Cluster:
         name = "alpha"
+        current = SimpleNamespace(endpoint=access.server)
 
         def credentials(self) -> Any:
             return nullcontext(Renewer())

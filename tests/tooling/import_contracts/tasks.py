@@ -196,6 +196,7 @@ OTHERS = {
     "clients/cli/src/milo_discovery_cli/sync.py: self._write": _AWAITED,
     "clients/cli/src/milo_discovery_cli/watch.py: messages.follow_sources": _WHOLE,
     "clients/python/src/milo_discovery/kopf.py: self._renewed": _AWAITED,
+    "clients/python/src/milo_discovery/kopf.py: follow": _AWAITED,
     "clients/python/src/milo_discovery/fleet.py: self._follow_freshness": _WHOLE,
     "clients/python/src/milo_discovery/leader_election.py: _call": _AWAITED,
     "clients/python/src/milo_discovery/leader_election.py: self._renew_until_lost": _AWAITED,

@@ -14,15 +14,16 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.engaged_cluster import EngagedCluster
-from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.errors import ClusterNotFound, DiscoveryError, UnusableKubeconfig
 from milo_discovery.extras import needs_extra
 from milo_discovery.fleet import Fleet
 from milo_discovery.kubeconfig_access import KubeconfigAccess
@@ -50,20 +51,50 @@ async def run(
     namespaces; `standalone=False` enables kopf's peering.
 
     An operator that fails is restarted according to the fleet's `on_error`. At disengagement it is stopped, and its
-    running handlers are canceled.
+    running handlers are canceled; if its cluster moves, it is started again there.
     """
     kopf.on.login(id=_LOGIN_ID, registry=registry)(_login)
 
     @fleet.on_engage
     async def operate(cluster: EngagedCluster) -> None:
         async with cluster.credentials() as renewer, cluster.sync_api_client() as api:
-            if (problem := _problem(await renewer.access())) is not None:
-                raise UnusableKubeconfig(problem)
-            sessions = _Sessions(renewer, asyncio.get_running_loop())
-            memo = kopf.Memo(cluster=cluster, api=api, milo_sessions=sessions)
-            await _Operator(cluster.name, memo, sessions).run(registry, namespaces, standalone=standalone)
+            has_moved = True
+            while has_moved:
+                async with _until_moved(cluster) as limit:
+                    if (problem := _problem(await renewer.access())) is not None:
+                        raise UnusableKubeconfig(problem)
+                    sessions = _Sessions(renewer, asyncio.get_running_loop())
+                    memo = kopf.Memo(cluster=cluster, api=api, milo_sessions=sessions)
+                    await _Operator(cluster.name, memo, sessions).run(registry, namespaces, standalone=standalone)
+                has_moved = limit.expired()
 
     await fleet.run()
+
+
+@asynccontextmanager
+async def _until_moved(cluster: EngagedCluster) -> AsyncIterator[asyncio.Timeout]:
+    """Cancel the block when the cluster moves, and set `expired`. kopf would resume the watches of the former server at
+    the present one, where its resource versions mean nothing."""
+    limit, known = asyncio.timeout(None), cluster.current
+
+    async def follow() -> None:
+        with suppress(ClusterNotFound):
+            current = known
+            while current.endpoint == known.endpoint:
+                current = await cluster.updated(current)
+            limit.reschedule(0.0)
+
+    following = asyncio.create_task(follow(), name="kopf endpoint")
+    try:
+        async with limit:
+            yield limit
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
 
 
 async def _login(*, memo: Any, **_: Any) -> kopf.AiohttpSession:
@@ -85,6 +116,24 @@ def _problem(access: KubeconfigAccess) -> str | None:
 def _identity() -> str:
     """Return this process's name in kopf's peering. kopf's default needs the user's name, which containers may lack."""
     return os.environ.get("POD_ID") or f"{socket.gethostname()}/{uuid.uuid4()}"
+
+
+class _OperatorRequest(aiohttp.ClientRequest):
+    """A request that is not sent if the engagement ended, or the cluster moved, since its session was created. kopf
+    logs in again if a session is closed."""
+
+    def __init__(self, require_present: Callable[[], None], *given: Any, session: aiohttp.ClientSession, **named: Any):
+        super().__init__(*given, session=session, **named)
+        self._require_present = require_present
+        self._of = session
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        try:
+            self._require_present()
+        except DiscoveryError as error:
+            await self._of.close()
+            raise RuntimeError(str(error)) from error
+        return await super().send(conn)
 
 
 @dataclass
@@ -116,7 +165,8 @@ class _Sessions:
         if access.act_as is not None:
             headers.extend(access.act_as.headers())
         connector = aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context(), socket_factory=self._socket)
-        session = aiohttp.ClientSession(connector=connector, headers=headers)
+        request_class = partial(_OperatorRequest, partial(self.renewer.require_present, access.server))
+        session = aiohttp.ClientSession(connector=connector, headers=headers, request_class=request_class)  # type: ignore[arg-type]
         self._open = [*(opened for opened in self._open if not opened.closed), session]
         return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expires_at)
 
