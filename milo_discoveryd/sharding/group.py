@@ -108,6 +108,11 @@ class GroupRequests:
         member = self._member
         if isinstance(request, Read):
             group = await self._leases.read()
+            if problem := member.state.group.pending_problem(group):
+                raise BackendError(
+                    f"the Leases of shard group {self.name}, with those that became malformed or were deleted, have "
+                    f"{problem}: delete those of members that do not exist"
+                )
             return lambda started_at, now: member.was_read(group, started_at, now)
         version = await self._leases.write(request)
         if isinstance(request, Evict):

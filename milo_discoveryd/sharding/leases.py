@@ -21,8 +21,8 @@ PENDING_NAMES = 200_000
 """Maximum number of pending clusters in the Leases of a group together: those of one Lease can take 2 MB of memory."""
 MAX_NUMBER = 2**53
 """The largest number of a view or renewal."""
-_NAMED = 5
-"""How many malformed Leases are named."""
+NAMED = 5
+"""How many Leases are named of those that have the same kind of problem."""
 
 
 class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,9 +120,9 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
         """Yield also the problems of members' Leases, of which only some are named."""
         yield from self.problems
         malformed = [lease.problem for lease in self.members.values() if lease.problem]
-        yield from islice(malformed, _NAMED)
-        if len(malformed) > _NAMED:
-            yield f"{len(malformed) - _NAMED} more Leases of the shard group are malformed"
+        yield from islice(malformed, NAMED)
+        if len(malformed) > NAMED:
+            yield f"{len(malformed) - NAMED} more Leases of the shard group are malformed"
 
 
 class Read(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ import msgspec
 from milo_discoveryd.sharding.leases import (
     MAX_MEMBERS,
     MAX_NUMBER,
+    NAMED,
     Action,
     Delete,
     Evict,
@@ -203,19 +204,23 @@ class Member:
                 f"the shard group has {surplus} members more than the {MAX_MEMBERS} that it can have, which own "
                 "nothing: run fewer replicas"
             )
-        for lease in leases.members.values():
-            if lease.problem:
-                continue
-            if lease.member == self.name and isinstance(phase, Joining | Lost) and self._must_wait_for(lease, phase):
+        own = leases.members.get(self.name)
+        if isinstance(phase, Joining | Lost) and own is not None and not own.problem:
+            if self._must_wait_for(own, phase):
                 yield (
-                    f"another process ({lease.holder}) holds the Lease of member {self.name}: this process joins after "
+                    f"another process ({own.holder}) holds the Lease of member {self.name}: this process joins after "
                     "the other has ended; if both are to run, give them different names (sharding.member)"
                 )
-            elif lease.is_held and tenure is not None and lease.fleet != tenure.lease.fleet:
+        elif tenure is not None:
+            held = (lease for lease in leases.members.values() if lease.is_held and not lease.problem)
+            others = [lease.member for lease in held if lease.fleet != tenure.lease.fleet]
+            for member in others[:NAMED]:
                 yield (
-                    f"the sources or selectors of member {lease.member} differ from those of {self.name}: clusters "
+                    f"the sources or selectors of member {member} differ from those of {self.name}: clusters "
                     "that one of them does not see may have no owner; give all members the same settings"
                 )
+            if len(others) > NAMED:
+                yield f"the sources or selectors of {len(others) - NAMED} more members differ"
 
     # What the daemon says
 

@@ -9,7 +9,15 @@ from math import inf
 
 import msgspec
 
-from milo_discoveryd.sharding.leases import MAX_MEMBERS, GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import (
+    MAX_MEMBERS,
+    PENDING_NAMES,
+    PENDING_SIZE,
+    GroupState,
+    MemberLease,
+    View,
+    ViewMember,
+)
 from milo_discoveryd.sharding.timing import Timing
 
 
@@ -88,6 +96,24 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             released=self.released | released,
             own_renewal=own_renewal,
         )
+
+    def pending_problem(self, leases: GroupState) -> str:
+        """Return why a list must not be used: with it, too many pending clusters would be kept, of its Leases and of
+        those that have become malformed or were deleted. Empty if these are few, or no more than now."""
+        lost = (
+            observed.pending
+            for name, observed in self.writes.items()
+            if (lease := leases.members.get(name)) is None or lease.problem
+        )
+        now = [observed.pending for observed in self.writes.values()]
+        then = [*lost, *(lease.pending for lease in leases.members.values())]
+        names = sum(map(len, then))
+        if names > PENDING_NAMES and names > sum(map(len, now)):
+            return f"more than {PENDING_NAMES} pending clusters"
+        size = sum(map(_size, then))
+        if size > MAX_MEMBERS * PENDING_SIZE and size > sum(map(_size, now)):
+            return f"pending clusters whose names have more than {MAX_MEMBERS * PENDING_SIZE} characters"
+        return ""
 
     def _last_holder(self, name: str, lease: MemberLease | None) -> str:
         if lease is not None and lease.is_held:
@@ -254,6 +280,10 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         for observed in self.writes.values():
             if not observed.write:
                 yield observed.since + timing.evict_after_s
+
+
+def _size(names: frozenset[str]) -> int:
+    return sum(map(len, names))
 
 
 def number_of(view: View | None) -> int:

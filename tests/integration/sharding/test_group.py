@@ -330,6 +330,43 @@ async def test_shard_member_repeats_a_failed_request_after_the_time_that_the_lea
     assert member.state.pacing.write_at == 101.0
 
 
+@pytest.mark.parametrize("becomes", ["malformed", "deleted"])
+@pytest.mark.parametrize(
+    ("length", "leases", "what"), [(4, 12, "more than 200000 pending"), (650, 200, "more than 13107200 characters")]
+)
+async def test_pending_clusters_of_leases_that_became_malformed_or_were_deleted_are_limited_too(
+    becomes: str, length: int, leases: int, what: str
+) -> None:
+    """Found by an attacker: each round of Leases that then became malformed left its names in memory."""
+    member, api = Member("a", "a#1"), LeaseApi()
+    requests = GroupRequests("ops", member, Leases(api), Requests(), lambda: 100.0)
+    pending = frozenset(f"{number:0{length}}" for number in range(PENDING_SIZE // length))
+
+    async def read(members: dict[str, MemberLease]) -> str:
+        api.group = msgspec.structs.replace(api.group, members=members)
+        await requests.perform(Read())
+        return "; ".join(requests.problems)
+
+    def forged(number: int) -> dict[str, MemberLease]:
+        names = [f"{number}-{index}" for index in range(leases)]
+        return {name: MemberLease(member=name, holder="x", term="x", pending=pending) for name in names}
+
+    def kept() -> int:
+        return sum(len(observed.pending) for observed in member.state.group.writes.values())
+
+    before = forged(0)
+    assert what not in await read(before)
+    assert kept() == leases * len(pending)
+    if becomes == "malformed":
+        for name, lease in before.items():
+            before[name] = msgspec.structs.replace(lease, pending=frozenset(), problem="malformed")
+    else:
+        before = {}
+    assert what in await read({**before, **forged(1)})
+    assert kept() == leases * len(pending)
+    assert what not in await read({}), "the forged Leases are deleted"
+
+
 async def test_problem_of_a_request_that_keeps_failing_stays_while_others_succeed() -> None:
     member, leases, now = Member("a", "a#1"), Leases(LeaseApi()), [100.0]
     requests = GroupRequests("ops", member, leases, Requests(), lambda: now[0])

@@ -810,6 +810,17 @@ def test_restarted_member_reports_no_problem_about_the_lease_of_its_former_proce
     assert problems(driver, "a") == ""
 
 
+def test_only_some_of_many_members_whose_settings_differ_are_named() -> None:
+    """Found by an attacker: 1,900 forged Leases made a problem of 300,000 characters."""
+    driver = settled("a")
+    for number in range(8):
+        forged = MemberLease(member=f"m{number}", holder="x", term="x", fleet="other")
+        driver.api.group.members[forged.member] = forged
+    driver.run_until(lambda: "differ" in problems(driver, "a"))
+    assert problems(driver, "a").count("of member m") == 5
+    assert "the sources or selectors of 3 more members differ" in problems(driver, "a")
+
+
 def test_member_reports_other_members_whose_settings_differ_from_its_own() -> None:
     driver = settled("a", "b")
     driver.add("c", Member("c", "c#1", fleet="other"))
