@@ -194,6 +194,7 @@ def _secured(to: Origin, named: str, tls: ClientTls, server_name: str, http2: Ht
         return http2(named) if http2 is not None and selected == HTTP2 else Http1Connection(named)
 
     alpn = (HTTP2, HTTP1) if http2 is not None else (HTTP1,)
+    server_name = server_name.removesuffix(".")  # certificates lack the dot of an absolute name
     return CountedTls(made, tls.context(), server_name, tls.memory, alpn=alpn, turns=tls.turns(to.authority))
 
 

@@ -458,18 +458,24 @@ async def test_international_hostname_is_sent_in_ascii() -> None:
     assert peer.heads[0].startswith("GET http://xn--r8jz45g.test/version HTTP/1.1\r\nHost: xn--r8jz45g.test\r\n")
 
 
-async def test_https_request_uses_a_connect_tunnel_of_an_https_proxy() -> None:
+@pytest.mark.parametrize("host", ["api.test", "api.test."])
+async def test_https_request_uses_a_connect_tunnel_of_an_https_proxy(host: str) -> None:
+    """Certificates, and the name that a handshake states, have no trailing dot."""
     authority = trustme.CA()
     server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1", "api.test").configure_cert(server)
     authority.configure_trust(trusting)
+    stated: set[str | None] = set()
+    server.sni_callback = lambda _, name, __: stated.add(name)
     async with serving(OK, tls=server) as target:
         port = int(target.url.rpartition(":")[2])
         async with tunneling(server, port) as tunnel, aclosing(Client(lambda: trusting, user_agent="tests")) as using:
-            url = f"https://api.test:{port}/"
+            url = f"https://{host}:{port}/"
             assert [await got(using, url, proxy=tunnel.url) for _ in range(2)] == [(200, b"ok")] * 2
             await using.aclose()
-    assert tunnel.asked == [b"CONNECT api.test:%d HTTP/1.1" % port]
+    assert tunnel.asked == [f"CONNECT {host}:{port} HTTP/1.1".encode()]
+    assert f"Host: {host}:{port}" in target.heads[0]
+    assert stated == {None, "api.test"}
 
 
 class Tunnel:
