@@ -216,7 +216,8 @@ def mutated(request: AdmissionRequest, kind: Kind[Any], changed: object, warning
     """Allow the request, with what a mutator changed as a JSON patch. Fields that the kind's type lacks stay."""
     raw = bytes(request.object)
     original = _document_decoder.decode(raw)
-    operations = list(patch(original, carried_over(original, document(kind.decode(raw)), document(changed))))
+    before, after = ({**document(one)} for one in (kind.decode(raw), changed))  # of metadata alone, as plain dicts
+    operations = list(patch(original, carried_over(original, before, after)))
     answer: Document = {"allowed": True}
     if operations:
         encoded = base64.b64encode(msgspec.json.encode(operations)).decode()

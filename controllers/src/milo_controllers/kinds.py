@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypedDict, TypeVar, cast, overload
 
 import msgspec
 
@@ -217,8 +217,18 @@ _MOST_ERRORS = 100
 _decode_document = msgspec.json.Decoder(Document).decode
 
 
+class _MetadataFields(TypedDict, total=False):
+    apiVersion: Any
+    kind: Any
+    metadata: Any
+
+
+_decode_metadata_fields = msgspec.json.Decoder(_MetadataFields).decode
+
+
 def _decode_metadata(raw: bytes) -> MetadataDocument:
-    return MetadataDocument(_decode_document(raw))
+    """Decode the metadata of an object, which may be cached whole."""
+    return MetadataDocument(_decode_metadata_fields(raw))
 
 
 def _decoder(resource: str, model: Any) -> Callable[[bytes], Any]:

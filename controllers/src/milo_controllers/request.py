@@ -273,7 +273,8 @@ class Request(Generic[ObjectT]):
         cached = Kind(kind.resource, metadata_only=True) if is_metadata else self._member.view.partial_kind(kind)
         metadata = document["metadata"]
         # A cache drops managedFields: a document that has them is as the API server sent it, with all fields.
-        is_whole = cached is None or isinstance(metadata, _WholeMetadata) or "managedFields" in metadata
+        is_sent = isinstance(metadata, _WholeMetadata) or "managedFields" in metadata
+        is_whole = cached is None or (is_sent and not is_metadata)
         if not is_typed and is_whole:
             written = await self._send("PUT", path, document, dry_run=dry_run)
             return self._noted(kind, written, subresource, dry_run=dry_run)
@@ -494,7 +495,7 @@ class Request(Generic[ObjectT]):
             await self._read_own()
         match self._own:
             case Written(document):
-                cached = self._member.view.partial_kind(self.kind)
+                cached = self.kind if self.kind.metadata_only else self._member.view.partial_kind(self.kind)
                 part = cached.cached_part(document) if cached else document
                 self._observed = _Observed(msgspec.json.encode(part), document.get("metadata", {}).get("uid", ""))
                 return self.kind.decode(self._observed.raw)

@@ -112,6 +112,16 @@ async def test_mutator_changes_a_typed_object_and_keeps_fields_that_the_type_lac
     assert result.object == {**body, "spec": {"size": 2, "color": "red"}}
 
 
+async def test_mutator_of_metadata_keeps_the_other_fields(controllers: Controllers, plane: ControlPlane) -> None:
+    @controllers.mutate(Kind(WIDGETS, metadata_only=True))
+    async def label(review: Review) -> None:
+        review.object["metadata"]["labels"] = {"a": "b"}
+
+    body = widget("one", size=1)
+    result = await send_review(controllers, WIDGETS, body, project=plane.project)
+    assert result.object == {**body, "metadata": {**body["metadata"], "labels": {"a": "b"}}}
+
+
 async def test_unknown_project_and_the_core_are_an_explicit_case(controllers: Controllers, plane: ControlPlane) -> None:
     calls: list[str] = []
     for unknown in ("allow", "deny"):

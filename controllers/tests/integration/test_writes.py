@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from kubernetes.client import V1ConfigMap, V1ObjectMeta
 
-from milo_controllers import AnyKind, ClusterApiError, Conflict, Kind, NotFound, Request
+from milo_controllers import AnyKind, ClusterApiError, Conflict, Kind, NotCached, NotFound, Request
 from milo_controllers.request import PatchType
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
 
@@ -133,6 +133,27 @@ async def test_update_of_metadata_keeps_the_other_fields_of_a_kind_that_is_cache
     await once(plane, label, kind=Kind(WIDGETS, selector="app=web", metadata_only=True), owns=[WIDGETS])
     stored = plane.get(WIDGETS, "one")
     assert (stored["metadata"]["labels"], stored.get("spec")) == ({"app": "web", "seen": "yes"}, {"size": 1})
+
+
+@pytest.mark.parametrize("is_written_before", [False, True])
+async def test_metadata_alone_is_read_and_updated_of_a_kind_that_is_cached_whole(
+    plane: ControlPlane, is_written_before: bool
+) -> None:
+    only = Kind(WIDGETS, metadata_only=True)
+
+    async def label(request: Request[Any]) -> None:
+        if is_written_before:
+            await request.patch(WIDGETS, "one", {"metadata": {"annotations": {"first": "write"}}})
+        found = await request.get()
+        with pytest.raises(NotCached, match="metadata_only"):
+            del found["rules"][0]
+        found["metadata"]["labels"] = {"a": "b"}
+        await request.update(only, found)
+
+    plane.create({**widget("one", size=1), "rules": [{"verbs": ["get"]}]})
+    await once(plane, label, kind=only, owns=[WIDGETS])
+    stored = plane.get(WIDGETS, "one")
+    assert (stored["metadata"]["labels"], stored["rules"]) == ({"a": "b"}, [{"verbs": ["get"]}])
 
 
 @pytest.mark.parametrize("patch", [
