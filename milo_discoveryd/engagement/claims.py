@@ -465,5 +465,5 @@ def _is_deleted(engagements: Engagements, deleted: ConfirmedDeletion) -> bool:
 def address(target: Target) -> str:
     """Return the address of a cluster, which is equal for two URLs of the same server and path."""
     parts = urlsplit(target.endpoint)
-    host = parts.hostname or ""
+    host = (parts.hostname or "").removesuffix(".")
     return f"{addresses.ip_address(host) or host}:{parts.port or 443}{parts.path.rstrip('/')}"

@@ -532,6 +532,7 @@ def test_draining_cluster_whose_claim_is_refused_is_disengaged_at_once() -> None
     [
         ("https://a.example.com/", "a.example.com:443"),
         ("https://A.example.com:6443/clusters/b", "a.example.com:6443/clusters/b"),
+        ("https://a.example.com.:6443", "a.example.com:6443"),
         ("https://[0:0:0:0:0:0:0:1]:6443", "::1:6443"),
         ("https://[::ffff:192.0.2.1]", "192.0.2.1:443"),
     ],
