@@ -357,6 +357,11 @@ class Controllers(RunsInBackground):
         if callable(kind):
             raise TypeError(f"@controllers.{type_.value} without a kind: write @controllers.{type_.value}(KIND)")
         reviewed: Kind[T] = kind_of(kind)
+        if reviewed.key != (resource := kind_of(reviewed.resource).key):
+            raise ValueError(
+                f"@controllers.{type_.value} is called for all {resource}, not only {reviewed.key}: leave out "
+                "selector=, field_selector= and namespace=, and look at review.object"
+            )
         check_options(reviewed.plural, webhook_name=name, **options)
         label = name or reviewed.plural.replace(".", "-")
         operations = tuple(options.pop("operations"))

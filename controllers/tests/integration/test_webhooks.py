@@ -112,6 +112,21 @@ async def test_mutator_changes_a_typed_object_and_keeps_fields_that_the_type_lac
     assert result.object == {**body, "spec": {"size": 2, "color": "red"}}
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Kind("v1/configmaps", selector="app=web"),
+        Kind("v1/configmaps", field_selector="metadata.name=web"),
+        Kind("v1/configmaps", namespace="web"),
+    ],
+    ids=lambda kind: str(kind.key),
+)
+def test_webhook_of_a_kind_with_selectors_is_refused(controllers: Controllers, kind: Kind[Any]) -> None:
+    for register in (controllers.validate, controllers.mutate):
+        with pytest.raises(ValueError, match=r"is called for all v1/configmaps, not only .*web\)"):
+            register(kind)
+
+
 async def test_mutator_of_metadata_keeps_the_other_fields(controllers: Controllers, plane: ControlPlane) -> None:
     @controllers.mutate(Kind(WIDGETS, metadata_only=True))
     async def label(review: Review) -> None:
