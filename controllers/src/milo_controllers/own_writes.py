@@ -234,6 +234,9 @@ class OwnWrites:
         return cache.synced and is_seen(write, informer)
 
     def clear(self) -> None:
+        """Settle all held objects: their cluster is disengaged."""
+        for held in {each for where in self._held.values() for each in where}:
+            held.settle()
         self._held.clear()
         self._deleted.clear()
 

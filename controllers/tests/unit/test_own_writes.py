@@ -300,9 +300,11 @@ def test_object_is_not_held_if_caches_already_contain_the_writes_of_its_reconcil
     own, cache = OwnWrites(), informer()
     put(cache, "5")
     assert not own.hold([written()], [cache], list)
-    own.hold([written("b")], [cache], list)
+    settled: list[str] = []
+    own.hold([written("b"), written("c")], [cache], lambda: settled.append("a"))
     own.clear()
     assert not own
+    assert settled == ["a"]  # its timer would keep the caches of a disengaged cluster
 
 
 async def test_write_that_a_cache_received_too_late_does_not_end_a_later_hold(monkeypatch: pytest.MonkeyPatch) -> None:
