@@ -335,6 +335,11 @@ class ObjectCache:
         found = self._invalid.get((namespace, name))
         return "" if found is None else found.problem
 
+    def newest_version(self, held: CachedObject) -> str:
+        """Return the version of the newest state of an object that is held, which may not be valid."""
+        newest = self._outdated.get(held.place)
+        return held.version if newest is None or newest.uid != held.uid else newest.version
+
     def places(self) -> frozenset[Place]:
         """Return the namespace and name of each object."""
         return frozenset(self._objects)

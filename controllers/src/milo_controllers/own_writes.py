@@ -92,9 +92,14 @@ def is_seen(write: Write, informer: Cached) -> bool:
         return not (write.version and is_older(found.version, write.version))
     if not write.version:
         return False
-    if is_number(found.version) and is_number(write.version):
-        return not is_older(found.version, write.version)
-    return found.version == write.version
+    return _includes(informer.cache.newest_version(found), write.version)
+
+
+def _includes(version: str, written: str) -> bool:
+    """Return whether this version of an object is the written one, or a newer one."""
+    if is_number(version) and is_number(written):
+        return not is_older(version, written)
+    return version == written
 
 
 class _Deletion(NamedTuple):
@@ -231,7 +236,7 @@ class OwnWrites:
             return cache.synced and not (key.selector or key.field_selector) and self._is_deleted(write, informer)
         if found.uid != write.uid and not is_older(write.version, found.version):
             return False  # it may be the object that the written one has replaced
-        return cache.synced and is_seen(write, informer)
+        return cache.synced and (found.uid != write.uid or _includes(found.version, write.version))
 
     def clear(self) -> None:
         """Settle all held objects: their cluster is disengaged."""

@@ -96,6 +96,20 @@ def test_own_deletion_is_observed_when_the_object_is_absent_or_replaced() -> Non
     assert is_seen(deletion, cache)
 
 
+def test_write_whose_state_the_cache_refuses_is_not_awaited_and_the_cache_is_not_past_it() -> None:
+    own, cache, settled = OwnWrites(), informer(), list[str]()
+    put(cache, "4")
+    assert own.hold([written()], [cache], lambda: settled.append("a"))
+    for uid, version, expected in (("u", "4", []), ("", "5", []), ("u", "5", ["a"])):
+        refused = CachedObject("a", "ns", uid, version, problem="transform= raised")
+        for change in cache.cache.apply(ObjectChanged(refused)):
+            own.changed(cache, change)
+        assert settled == expected
+    assert not own.is_past(written(), cache)
+    put(cache, "5", settling=own)
+    assert own.is_past(written(), cache)
+
+
 @pytest.mark.parametrize(("version", "is_past"), [("opaque", False), ("4", False), ("6", True)])
 def test_cache_with_another_object_is_past_a_write_if_that_is_newer(version: str, *, is_past: bool) -> None:
     writes, cache = OwnWrites(), informer()
