@@ -38,6 +38,8 @@ class Write(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
     unmatched: frozenset[str] = frozenset()
     """The field selectors of caches that are known not to select the object."""
+    before: str = ""
+    """Of a deletion: the resource version of the last write before it, which caches may lack too."""
 
     @classmethod
     def of_response(cls, resource: str, written: Document, caches: Iterable[CacheKey] = ()) -> Write | None:
@@ -53,6 +55,17 @@ class Write(NamedTuple):
         unmatched = frozenset(selector for selector in selectors if not _may_match(selector, written))
         place = metadata.namespace, metadata.name
         return cls(resource, place, metadata.uid, metadata.resourceVersion, labels, unmatched)
+
+    @classmethod
+    def of_deletion(cls, resource: str, place: Place, uid: str, last: Write | None) -> Write:
+        """Return the deletion of an object. `last`: the last write of the same reconcile to an object of this name."""
+        if last is None or uid not in ("", last.uid):
+            return cls(resource, place, uid, "")
+        return last._replace(version="", before=last.version or last.before)
+
+    @property
+    def last_version(self) -> str:
+        return self.version or self.before
 
     def is_newer(self, other: Write) -> bool:
         """Return whether this is known to be a later write of the same object."""
@@ -87,9 +100,10 @@ def is_seen(write: Write, informer: Cached) -> bool:
         return True
     if found is None:
         # The object was deleted, is not in the cache yet, or does not match the selectors of the cache.
-        return not write.version or key.field_selector in write.unmatched or not matches(key.selector, write.labels)
+        is_unmatched = key.field_selector in write.unmatched or not matches(key.selector, write.labels)
+        return not write.last_version or is_unmatched
     if found.uid != write.uid:
-        return not (write.version and is_older(found.version, write.version))
+        return not (write.last_version and is_older(found.version, write.last_version))
     if not write.version:
         return False
     return _includes(informer.cache.newest_version(found), write.version)
@@ -113,10 +127,11 @@ class _Deletion(NamedTuple):
 def _has_ended(write: Write, informer: Cached, deletion: _Deletion) -> bool:
     """Return whether the deletion is newer than the write, so that the cache will never have the write."""
     # In a cache with a selector, the object may have left the selector, and the write may have brought it back.
-    if deletion.uid == write.uid and not (informer.key.selector or informer.key.field_selector):
+    has_selector = informer.key.selector or informer.key.field_selector
+    if deletion.uid == write.uid and not (write.version and has_selector):
         return True
-    are_comparable = is_number(deletion.version) and is_number(write.version)
-    return are_comparable and not is_older(deletion.version, write.version)
+    are_comparable = is_number(deletion.version) and is_number(write.last_version)
+    return are_comparable and not is_older(deletion.version, write.last_version)
 
 
 _parsed = lru_cache(parse)

@@ -373,7 +373,8 @@ class Request(Generic[ObjectT]):
         elif answer is not None:
             details = answer.get("details") if answer.get("kind") == "Status" else answer.get("metadata")
             found = str((details or {}).get("uid") or uid or "")
-            self.writes[kind.resource, *place] = Write(kind.resource, place, found, "")
+            last = self.writes.get((kind.resource, *place))
+            self.writes[kind.resource, *place] = Write.of_deletion(kind.resource, place, found, last)
         if self._is_own(kind, place):
             self._own = left
             if isinstance(left, Deleted):
@@ -631,10 +632,10 @@ class Request(Generic[ObjectT]):
             before = self.writes.get((kind.resource, *write.place))
             if before is not None and before.is_newer(write):
                 return written  # of two writes that overlap, the response of the first came last
-            self.writes[kind.resource, *write.place] = (
-                write._replace(version="") if isinstance(left, Deleted) else write
-            )
             place = write.place
+            if isinstance(left, Deleted):  # the cache never has this version
+                write = Write.of_deletion(kind.resource, place, write.uid, before)
+            self.writes[kind.resource, *place] = write
         if place is not None and self._is_own(kind, place):
             # A copy, since the author may change what is returned: it must not be taken for what is stored.
             self._own = after_write(subresource, copied(written))

@@ -158,6 +158,15 @@ async def test_object_whose_last_finalizer_the_reconcile_removed_is_gone() -> No
     assert recorded == [api.stored]
 
 
+async def test_deletion_is_recorded_with_the_write_before_it() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, "resourceVersion": "2"}}
+    await request.patch_status({"ready": True})
+    await request.delete("apps/v1/deployments", "d")
+    assert list(request.writes.values()) == [Write("apps/v1/deployments", ("default", "d"), "u", "", before="2")]
+
+
 async def test_nothing_is_changed_of_another_object_that_the_cache_has_under_the_name_by_now() -> None:
     api = FakeApi()
     request = request_to(api)

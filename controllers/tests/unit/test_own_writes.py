@@ -96,6 +96,33 @@ def test_own_deletion_is_observed_when_the_object_is_absent_or_replaced() -> Non
     assert is_seen(deletion, cache)
 
 
+@pytest.mark.parametrize("selector", ["", "app=web"])
+def test_own_deletion_of_what_a_cache_has_not_received_yet_is_awaited(selector: str) -> None:
+    own, cache, settled = OwnWrites(), informer(selector=selector), list[str]()
+    changed = written(version="6", app="web")
+    deletion = Write.of_deletion(RESOURCE, ("ns", "a"), "", Write.of_deletion(RESOURCE, ("ns", "a"), "u", changed))
+    unmatched = Write.of_deletion(RESOURCE, ("ns", "a"), "u", written(version="6"))
+    assert own.hold([deletion], [cache], lambda: settled.append("a"))
+    assert (own.hold([unmatched], [cache], list) is None) is bool(selector)
+    put(cache, "5", settling=own)
+    assert not settled
+    for change in cache.cache.apply(DeletionReported("a", "u", "ns")):
+        own.changed(cache, change)
+    assert settled == ["a"]
+    assert Write.of_deletion(RESOURCE, ("ns", "a"), "another", changed) == Write(RESOURCE, ("ns", "a"), "another", "")
+
+
+@pytest.mark.parametrize("selector", ["", "app=web"])
+def test_own_deletion_that_a_cache_has_received_is_not_awaited(selector: str) -> None:
+    own, cache = OwnWrites(), informer(selector=selector)
+    own.reconcile_began()
+    put(cache, "5", settling=own)
+    for change in cache.cache.apply(DeletionReported("a", "u", "ns")):
+        own.changed(cache, change)
+    deletion = Write.of_deletion(RESOURCE, ("ns", "a"), "u", written(version="5", app="web"))
+    assert own.hold([deletion], [cache], list) is None
+
+
 def test_write_whose_state_the_cache_refuses_is_not_awaited_and_the_cache_is_not_past_it() -> None:
     own, cache, settled = OwnWrites(), informer(), list[str]()
     put(cache, "4")
