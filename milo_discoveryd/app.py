@@ -394,7 +394,7 @@ class Daemon:
         with self._fleet.notifier.waiter() as waiter:
             while True:
                 synced = {source.name: source.synced for source in self._fleet.sources}
-                await server.set_ready(synced)
+                server.set_ready(synced)
                 if all(synced.values()):
                     return
                 await waiter.wait_for_change(60.0)

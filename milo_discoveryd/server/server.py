@@ -4,16 +4,17 @@ import asyncio
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.instruments import CallMetrics
 from milo_discoveryd.server.calls import reflection
 from milo_discoveryd.server.calls.handlers import NAME, frequent_wakeups, handlers
+from milo_discoveryd.server.calls.health import HealthService
 from milo_discoveryd.server.calls.in_flight import MAX_CALLS, InFlightCalls
 from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, Refusals
 from milo_discoveryd.server.calls.request_arrival import ArrivalInterceptor, ArrivingRequests
@@ -56,17 +57,6 @@ OPTIONS = (
 GRACE_S = 5.0
 CHECK_EVERY_S = 5.0
 _BACKLOG = 1024
-_HEALTH_REQUEST_BYTES = 1024
-
-
-class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    async def Watch(  # noqa: N802 - the name of the RPC
-        self, request: health_pb2.HealthCheckRequest, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> None:
-        # The servicer keeps the request, and its name as a key, for as long as the call.
-        if request.ByteSize() > _HEALTH_REQUEST_BYTES:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "service: longer than any service name")
-        await super().Watch(request, context)
 
 
 class Server:
@@ -86,7 +76,7 @@ class Server:
         self._metrics = metrics
         self._reviewer = reviewer
         self._audit = service.access.audit
-        self._health = _Health()
+        self._health = HealthService(service.notifier, service.stalled_s)
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
         self._acceptors: list[Acceptor] = []
@@ -108,13 +98,12 @@ class Server:
             if listener.tls is not None and listener.tls.expires_at is not None:
                 yield f"listener {listener.name}", listener.tls.expires_at
 
-    async def set_ready(self, sources: Mapping[str, bool]) -> None:
+    def set_ready(self, sources: Mapping[str, bool]) -> None:
         """Report the health of each source, as `SERVICE/SOURCE`, and of the daemon, which is ready if one source is."""
         ready = dict.fromkeys(("", NAME), any(sources.values()))
         ready |= {f"{NAME}/{name}": is_ready for name, is_ready in sources.items() if name}
         for service, is_ready in ready.items():
-            status = health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
-            await self._health.set(service, status)
+            self._health.set_ready(service, is_ready=is_ready)
 
     async def watch(self) -> None:
         """Check sockets and connections periodically.
@@ -132,7 +121,7 @@ class Server:
 
     async def stop(self) -> None:
         """Shut down gracefully: streams send their pending changes, and no cluster is disengaged for the shutdown."""
-        await self._health.enter_graceful_shutdown()
+        self._health.shut_down()
         self._service.end_streams()
         for acceptor in self._acceptors:
             acceptor.is_stopping = True
@@ -182,8 +171,7 @@ class Server:
                 maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_CALLS,
             )
         self._servers.append(server)
-        server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight), self._health.handlers()))
         if isinstance(listener.address, UnixSocket):
             # Only at Unix sockets, because their users are local and can read the proto file anyway.
             servicer = reflection.ReflectionServicer((NAME, health.SERVICE_NAME, reflection.NAME))

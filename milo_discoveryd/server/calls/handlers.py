@@ -2,9 +2,8 @@
 
 import asyncio
 import socket
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,11 +12,10 @@ import grpc
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls import requests
-from milo_discoveryd.server.calls.grpc_errors import UnavailableError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
 from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 from milo_discoveryd.server.calls.service import Service
-from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
+from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, verified
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
 
@@ -49,47 +47,12 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
     async def watch(received: pb.WatchClustersRequest | None, context: RpcContext) -> None:
         with in_flight.slot(authenticator.origin(context).owners, requests.size(received)) as slot:
             request = requests.whole(received)
-            # `StreamVerification` counts the age of this review from now on, so the review must be recent.
+            # `verified` counts the age of this review from now on, so the review must be recent.
             max_age_s = HANDOUT_MAX_AGE_S if request.include_kubeconfigs else None
             caller = await authenticator.identify(context, max_age_s=max_age_s)
-            async with _verified(caller, context) as freshness:
-                write = _ResponseWriter(context).write
+            async with verified(authenticator, caller, context) as freshness:
+                write = ResponseWriter(context).write
                 await service.watch_clusters(request, caller, write, freshness=freshness, slot=slot)
-
-    @asynccontextmanager
-    async def _verified(caller: Caller, context: RpcContext) -> AsyncIterator[Freshness | None]:
-        """End the stream when the caller's authentication expires, or its token is rejected."""
-        loop = asyncio.get_running_loop()
-        rejected: Exception | None = None
-        expires_at = caller.expires_at
-
-        async def verify(verification: StreamVerification) -> None:
-            nonlocal rejected
-            try:
-                await verification.run()
-            except Exception as error:  # noqa: BLE001 - raised in the stream: its caller is no longer verified
-                rejected = error
-                expiry.reschedule(loop.time())
-
-        def authenticate(max_age_s: float) -> Awaitable[Caller]:
-            return authenticator.identify(context, max_age_s=max_age_s)
-
-        verification = StreamVerification(caller, authenticate, loop.time) if caller.user else None
-        reviewing = None
-        try:
-            async with asyncio.timeout(None if expires_at is None else expires_at - time.time()) as expiry:
-                reviewing = None if verification is None else loop.create_task(verify(verification))
-                yield verification
-        except TimeoutError:
-            if not expiry.expired():
-                raise
-            if rejected is not None:
-                raise rejected from None
-            message = "the caller's certificate or token expired; authenticate again and retry"
-            raise UnavailableError("IDENTITY_ENDED", message, retry_after_s=0) from None
-        finally:
-            if reviewing is not None:
-                reviewing.cancel()
 
     return grpc.method_handlers_generic_handler(
         NAME,
@@ -108,7 +71,7 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
     )
 
 
-class _ResponseWriter:
+class ResponseWriter:
     """Writes the responses of a stream, which can be aborted after any write was canceled.
 
     gRPC sends the metadata with the first response and, if that write was canceled, again with the status. It refuses

@@ -10,15 +10,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import grpc
 from google.rpc import code_pb2, status_pb2
-from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from milo_discoveryd.instruments import CallMetrics
 from milo_discoveryd.logger import log
-from milo_discoveryd.rights.scope import ClusterScope
-from milo_discoveryd.server.calls.access import AccessControl
+from milo_discoveryd.server.calls.access import AccessControl, CallContext
 from milo_discoveryd.server.calls.grpc_errors import (
     CallError,
+    InvalidRequestError,
     LateRequestError,
     PermissionDeniedError,
     TooManyCallsError,
@@ -29,9 +28,11 @@ from milo_discoveryd.server.calls.grpc_errors import (
 )
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
 from milo_discoveryd.server.calls.rpc_context import Authenticator
+from milo_discoveryd.server.calls.verification import verified
 from milo_discoveryd.server.paced_audit import PacedAudit
 
 ABORT_S = 5.0
+_HEALTH_REQUEST_BYTES = 1024
 _UNKNOWN_SERVICE = "unknown"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in grpc's type stubs
@@ -129,6 +130,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
 
+class CheckedService:
+    """A health check by a caller under its current rights."""
+
+    def __init__(self, service: str, call: CallContext, prefix: str) -> None:
+        """Names of services that begin with `prefix` are those of sources."""
+        self._service = service
+        self._call = call
+        self._prefix = prefix
+
+    def visible_service(self) -> str:
+        """Return the name of the service, but that of an unknown one for a source outside of the caller's scope.
+
+        Raises PermissionDeniedError if the caller may no longer call.
+        """
+        self._call.require_rule()
+        if not self._service.startswith(self._prefix):
+            return self._service
+        is_visible = self._call.scope.covers_source(self._service.removeprefix(self._prefix))
+        return self._service if is_visible else _UNKNOWN_SERVICE
+
+
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Applies the rules and limits of the service's own calls to health checks and reflection."""
 
@@ -165,8 +187,14 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def _guarded(self, method: str, call: Any, *, is_stream: bool) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             size = request.ByteSize()
-            async with self._admitted(method, context, is_stream=is_stream, request_bytes=size) as scope:
-                return await call(self._visible(request, scope), context)
+            async with self._admitted(method, context, is_stream=is_stream, request_bytes=size) as admitted:
+                check = CheckedService(request.service, admitted, self._prefix[1:])
+                if not is_stream:
+                    return await call(check, context)
+                if size > _HEALTH_REQUEST_BYTES:  # the call keeps the request
+                    raise InvalidRequestError("service", "longer than any service name")
+                async with verified(self._authenticator, admitted.caller, context):
+                    return await call(check, context)
 
         return guarded
 
@@ -181,28 +209,19 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _visible(self, request: Any, scope: ClusterScope) -> Any:
-        """Return the request. A health check of a source outside of the scope is replaced by a health check of an
-        unknown service."""
-        if not isinstance(request, health_pb2.HealthCheckRequest) or not request.service.startswith(self._prefix[1:]):
-            return request
-        is_visible = scope.covers_source(request.service.removeprefix(self._prefix[1:]))
-        return request if is_visible else health_pb2.HealthCheckRequest(service=_UNKNOWN_SERVICE)
-
     @asynccontextmanager
     async def _admitted(
         self, method: str, context: Any, *, is_stream: bool, request_bytes: int = 0
-    ) -> AsyncIterator[ClusterScope]:
-        """Yield the caller's scope."""
+    ) -> AsyncIterator[CallContext]:
         with self._in_flight.slot(self._authenticator.origin(context).owners, request_bytes) as slot:
             caller = await self._authenticator.identify(context)
             async with self._access.authorize(caller, method) as call:
                 if not is_stream:
-                    yield call.scope
+                    yield call
                     return
                 with call.stream_slot():
                     slot.release()
-                    yield call.scope
+                    yield call
 
 
 def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":

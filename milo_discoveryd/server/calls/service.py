@@ -23,7 +23,7 @@ from milo_discoveryd.kubeconfigs.credential_lease import Draw
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import NOT_OWNED, CredentialUnavailableError
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
-from milo_discoveryd.log.change_notifier import ReadingTurns
+from milo_discoveryd.log.change_notifier import ChangeNotifier, ReadingTurns
 from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.rights.rights import Rights
@@ -97,6 +97,16 @@ class Service:
         )
         self._clock = asyncio.get_running_loop().time
         self.streams: set[WatchStream] = set()
+
+    @property
+    def notifier(self) -> ChangeNotifier:
+        """Wakes streams: after a change of clusters, sources or rights, and at shutdown."""
+        return self._fleet.notifier
+
+    @property
+    def stalled_s(self) -> float:
+        """How long a stream's client may read nothing."""
+        return self._info.stalled_s
 
     def end_streams(self) -> None:
         """End each stream after it has sent its pending changes."""

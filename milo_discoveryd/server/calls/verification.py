@@ -1,12 +1,14 @@
-"""Repeated review of the bearer token of a running stream."""
+"""The end of a running stream's authentication, and the repeated review of its bearer token."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError, UnavailableError
+from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 
 HANDOUT_MAX_AGE_S = 10.0
 """The maximum age of the last review when a kubeconfig is issued, unless reviews fail: see `GRACE_S`."""
@@ -91,3 +93,41 @@ class StreamVerification:
             message = "the token's user or groups have changed; call again"
             raise UnavailableError("IDENTITY_CHANGED", message, retry_after_s=0)
         self._reviewed_at, self._is_failing = self._clock(), False
+
+
+@asynccontextmanager
+async def verified(
+    authenticator: Authenticator, caller: Caller, context: RpcContext
+) -> AsyncIterator[Freshness | None]:
+    """End the stream when the caller's authentication expires, or its token is rejected."""
+    loop = asyncio.get_running_loop()
+    rejected: Exception | None = None
+    expires_at = caller.expires_at
+
+    async def verify(verification: StreamVerification) -> None:
+        nonlocal rejected
+        try:
+            await verification.run()
+        except Exception as error:  # noqa: BLE001 - raised in the stream: its caller is no longer verified
+            rejected = error
+            expiry.reschedule(loop.time())
+
+    def authenticate(max_age_s: float) -> Awaitable[Caller]:
+        return authenticator.identify(context, max_age_s=max_age_s)
+
+    verification = StreamVerification(caller, authenticate, loop.time) if caller.user else None
+    reviewing = None
+    try:
+        async with asyncio.timeout(None if expires_at is None else expires_at - time.time()) as expiry:
+            reviewing = None if verification is None else loop.create_task(verify(verification))
+            yield verification
+    except TimeoutError:
+        if not expiry.expired():
+            raise
+        if rejected is not None:
+            raise rejected from None
+        message = "the caller's certificate or token expired; authenticate again and retry"
+        raise UnavailableError("IDENTITY_ENDED", message, retry_after_s=0) from None
+    finally:
+        if reviewing is not None:
+            reviewing.cancel()

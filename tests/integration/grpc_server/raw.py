@@ -14,8 +14,9 @@ METHOD = "/milo.discovery.v1.DiscoveryService/"
 
 
 def headers(method: str) -> list[tuple[str, str]]:
+    path = method if method.startswith("/") else METHOD + method
     return [
-        (":method", "POST"), (":scheme", "http"), (":path", METHOD + method), (":authority", "localhost"),
+        (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost"),
         ("te", "trailers"), ("content-type", "application/grpc"),
     ]  # fmt: skip
 

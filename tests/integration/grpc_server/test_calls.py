@@ -165,7 +165,7 @@ async def test_health_check_follows_readiness(harness: Harness) -> None:
     async with grpc.aio.insecure_channel(harness.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for is_ready, expected in ((False, "NOT_SERVING"), (True, "SERVING")):
-            await harness.server.set_ready({"": is_ready})
+            harness.server.set_ready({"": is_ready})
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=NAME))
             assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == expected
 

@@ -44,7 +44,7 @@ def annotated(name: str, size: int) -> Ready:
 
 async def test_health_and_reflection_require_an_authorization_rule(tmp_path: Path) -> None:
     async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place:
-        await place.harness.server.set_ready({"": True})
+        place.harness.server.set_ready({"": True})
         found = []
         for name in ("root", "nobody"):
             async with grpc.aio.insecure_channel(f"unix:{tmp_path}/{name}.sock", options=CHANNEL) as channel:

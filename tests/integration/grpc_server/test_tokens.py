@@ -9,9 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.review_budget import PER_CONNECTION
 from milo_discoveryd.identity.token_review import TokenReviewer
@@ -106,15 +108,21 @@ async def test_token_review_outage_affects_token_callers_only(callers: list[Call
     assert [caller.user for caller in callers] == [""]
 
 
-async def test_stream_is_closed_when_token_expires(tmp_path: Path) -> None:
-    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
+async def test_streams_are_closed_when_token_expires(tmp_path: Path) -> None:
+    async with (
+        Sandbox() as sandbox,
+        taking_tokens(tmp_path, sandbox) as harness,
+        grpc.aio.insecure_channel(harness.address) as channel,
+    ):
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.0)
-        call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
+        metadata = (("authorization", f"Bearer {token}"),)
+        clusters = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest(), metadata=metadata)
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
         async with asyncio.timeout(LIMIT_S):
-            assert (await call.read()).synced
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call.read()
-    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "IDENTITY_ENDED")
+            await asyncio.gather(clusters.read(), health.read())
+            for call in (clusters, health):
+                error = await Subscriber(call).error()
+                assert (error.code(), reason(error)) == (grpc.StatusCode.UNAVAILABLE, "IDENTITY_ENDED")
 
 
 async def test_stream_of_revoked_token_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ TESTED = {
     ),
     "milo_discoveryd/kubeconfigs/minter.py: self._revocations.run": _REVOCATION,
     "milo_discoveryd/kubeconfigs/revocations.py: self._attempt": _REVOCATION,
-    "milo_discoveryd/server/calls/handlers.py: verify": (
+    "milo_discoveryd/server/calls/verification.py: verify": (
         "tests/integration/grpc_server/test_tokens.py"
         "::test_unexpected_error_of_a_verification_ends_only_the_stream_that_it_verifies"
     ),
