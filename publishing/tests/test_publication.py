@@ -56,9 +56,10 @@ class Publishing:
         *,
         group: str = "",
         resync_s: float = math.inf,
+        began_at: float = -math.inf,
     ) -> None:
         self.server = server or model_server()
-        self.removals = Removals()
+        self.removals = Removals(began_at=began_at)
         self.reports: list[str] = []
         self.publication = Publication(
             PROFILES, of or identity(), self.removals, resync_s=resync_s, report=self.reports.append, draw=lambda: 0.5
@@ -76,7 +77,7 @@ class Publishing:
         self.before_access: Callable[[], None] = lambda: None
         self.before_list = self.before_access
         self.has_access = True
-        self.now = 0.0
+        self.now = max(0.0, began_at)
         self._group = group
 
     def synced(self, *clusters: Cluster) -> Publishing:
@@ -1398,6 +1399,7 @@ def test_late_deletion_of_an_ended_cluster_waits_also_while_lists_fail(is_answer
     publishing.settle(60.0)
     assert len(server.objects) == 5
     publishing.lacked = publishing.unanswered = set()
+    publishing.before_list = lambda: None
     publishing.synced().settle(90.0)
     assert len(server.objects) == 4
 
@@ -1459,3 +1461,99 @@ def test_nothing_is_written_while_all_published_clusters_are_missing_and_none_ca
     publishing.before_ask, publishing.elsewhere = lambda _: None, {"alpha", "beta"}
     publishing.settle(60.0)
     assert [*publishing.server.objects] == ["alpha", "beta", "gamma"]
+
+
+def lose(publishing: Publishing, clusters: list[Cluster]) -> None:
+    """Receive a snapshot without these clusters, of which no event reports that they have ended."""
+    publishing.publication.snapshot_begins()
+    for one in clusters:
+        publishing.end(one, DisengageReason.UNSPECIFIED)
+    publishing.publication.snapshot_ends(publishing.now)
+
+
+def settle(publishers: tuple[Publishing, ...], for_s: float) -> None:
+    for _ in range(int(2 * for_s)):
+        for publishing in publishers:
+            publishing.settle(0.5)
+
+
+def fleet_of(count: int) -> list[Cluster]:
+    return [cluster(f"c{number:02}", uid=f"u{number}", incarnation=f"i{number}") for number in range(count)]
+
+
+def shard_group(fleet: list[Cluster], share: int) -> tuple[Publishing, Publishing]:
+    """Return the publishers of two members: the first one has `share` of the clusters."""
+    server = model_server()
+    one, two = Publishing(server, group="dns", resync_s=300.0), Publishing(server, group="dns", resync_s=300.0)
+    one.elsewhere, two.elsewhere = {it.name for it in fleet[share:]}, {it.name for it in fleet[:share]}
+    for publishing, own in ((one, fleet[:share]), (two, fleet[share:])):  # both start at the same time
+        publishing.publication.snapshot_begins()
+        publishing.engage(*own)
+        publishing.publication.snapshot_ends(0.0)
+    settle((one, two), 60.0)
+    return one, two
+
+
+@pytest.mark.parametrize("between_s", [0.0, 240.0])
+def test_portions_of_missing_clusters_are_held_together_across_restarts(between_s: float):
+    """Found by a reader: each process removed less than a mass, and nothing was known of what a former one had."""
+    fleet = fleet_of(24)
+    first = Publishing().synced(*fleet)
+    second = Publishing(first.server, began_at=1000.0, resync_s=30.0).synced(*fleet[7:]).settle(between_s)
+    third = Publishing(first.server, began_at=second.now, resync_s=30.0).synced(*fleet[13:]).settle(900.0)
+    assert len(first.server.objects) == 24
+    assert "the daemon's view lacks 13 of 24 clusters" in third.publication.problems[0]
+
+
+def test_few_missing_clusters_are_removed_five_minutes_after_a_restart():
+    fleet = fleet_of(24)
+    former = Publishing().synced(*fleet)
+    publishing = Publishing(former.server, began_at=1000.0, resync_s=30.0).synced(*fleet[7:]).settle(295.0)
+    assert len(publishing.server.objects) == 24
+    assert sum(isinstance(request, Ask) for request in publishing.sent) < 7 * 10, "each is asked about once a minute"
+    publishing.settle(70.0)
+    assert len(publishing.server.objects) == 17
+
+
+def test_what_another_member_has_removed_counts_as_missing():
+    """Found by a reader: each of two members removed its portion of a mass."""
+    fleet = fleet_of(24)
+    one, two = shard_group(fleet, 12)
+    two.lacked = {it.name for it in fleet[:7]}
+    lose(one, fleet[:7])
+    settle((one, two), 60.0)
+    assert len(one.server.objects) == 17
+    one.lacked = {it.name for it in fleet[12:18]}
+    lose(two, fleet[12:18])
+    settle((one, two), 600.0)
+    assert len(one.server.objects) == 17
+    assert "the daemon's view lacks 13 of 24 clusters" in two.publication.problems[0]
+
+
+def test_what_another_member_has_removed_counts_no_longer_once_it_is_published_again():
+    fleet = fleet_of(24)
+    one, two = shard_group(fleet, 12)
+    two.lacked = {it.name for it in fleet[:7]}
+    lose(one, fleet[:7])
+    settle((one, two), 60.0)
+    two.publication.listed(two.now, two.server.list(two.publication.identity), two.now)
+    assert len(one.server.objects) == 17
+    two.lacked = set()
+    one.engage(*fleet[:7])
+    settle((one, two), 1.0)
+    two.publication.listed(two.now, two.server.list(two.publication.identity), two.now)
+    lose(two, fleet[12:18])
+    settle((one, two), 60.0)
+    assert len(one.server.objects) == 18
+
+
+def test_objects_that_other_members_have_written_since_the_last_list_are_counted():
+    """Found by a simulation: 15 of 42 objects were deleted, since each of two members knew only its own."""
+    fleet = fleet_of(42)
+    one, two = shard_group(fleet, 20)
+    two.lacked, one.lacked = {it.name for it in fleet[:10]}, {it.name for it in fleet[20:25]}
+    lose(one, fleet[:10])
+    lose(two, fleet[20:25])
+    settle((one, two), 600.0)
+    assert len(one.server.objects) == 42
+    assert "the daemon's view lacks 15 of 42 clusters" in one.publication.problems[0]

@@ -55,10 +55,12 @@ def index(path: Path) -> list[dict[str, object]]:
 
 
 def sync(daemon, path: Path, *arguments: str):
-    """Run `sync` with SECOND_LOOK_S reduced to 0.1 s."""
+    """Run `sync` with SECOND_LOOK_S reduced to 0.1 s, and RECENT_S to 1 s."""
     site = path.parent / "site"
     site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text("from milo_discovery import removals\nremovals.SECOND_LOOK_S = 0.1\n")
+    (site / "sitecustomize.py").write_text(
+        "from milo_discovery import removals\nremovals.SECOND_LOOK_S, removals.RECENT_S = 0.1, 1.0\n"
+    )
     return running("sync", "--dir", str(path), *arguments, address=daemon.address, PYTHONPATH=str(site))
 
 

@@ -200,3 +200,36 @@ def test_object_recreated_by_another_process_is_deleted_if_removals_are_accepted
     removals.accepts = True
     removals.review(missing(1, writing=2), 10, SECOND_LOOK_S + 1)
     assert removals.review(missing(1, writing=2), 10, 2 * SECOND_LOOK_S + 1) == missing(1, writing=2)
+
+
+def test_new_run_removes_nothing_at_first_since_a_former_one_may_have_removed_others():
+    """Found by a reader: two portions of a mass were removed by two processes."""
+    removals, began_at = Removals(began_at=100.0), 100.0
+    assert removals.review(missing(3), 7, began_at) == []
+    assert removals.next_look_at(began_at) == began_at + RECENT_S
+    assert removals.review(missing(3), 7, began_at + RECENT_S - 1) == []
+    assert removals.is_new(began_at + RECENT_S - 1)
+    assert not removals.is_new(began_at + RECENT_S)
+    assert removals.review(missing(3), 7, began_at + RECENT_S) == missing(3)
+
+
+def test_new_run_removes_at_once_what_an_administrator_accepts():
+    removals = Removals(accepts=True, began_at=0.0)
+    removals.review(missing(7), 7, 0.0)
+    assert not removals.is_new(0.0)
+    assert removals.review(missing(7), 7, SECOND_LOOK_S) == missing(7)
+
+
+def test_objects_that_another_member_removed_count_as_missing_until_they_exist_again():
+    removals, rest = Removals(), missing(5)[3:]
+    for removal in missing(3):
+        removals.removed_by_another(removal.name, 0.0)
+    removals.review(rest, 4, 0.0)
+    assert removals.problem.startswith("the daemon's view lacks 5 of 7 clusters")
+    removals.restored("p-0")
+    removals.review(rest, 5, 1.0)
+    assert removals.problem.startswith("the daemon's view lacks 4 of 7 clusters")
+    removals.restored("p-1")
+    removals.restored("p-2")
+    removals.review(rest, 7, 2.0)
+    assert removals.problem == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import signal
 from collections.abc import Callable
@@ -278,7 +279,10 @@ async def _publish(
     publication = Publication(
         renderer,
         Identity(publication=renderer.publication, publisher=destination.publisher, filter=filter_text(options)),
-        Removals(accepts=destination.accepts_removals),
+        Removals(
+            accepts=destination.accepts_removals,
+            began_at=-math.inf if destination.once else asyncio.get_running_loop().time(),
+        ),
         resync_s=destination.resync.total_seconds(),
         report=print_message,
     )

@@ -94,6 +94,15 @@ class Task(msgspec.Struct, frozen=True):
     is_retry: bool
 
 
+class ObjectLists(msgspec.Struct, frozen=True):
+    """The lists of the objects so far."""
+
+    sent_at: float = -math.inf
+    """When the last one that was answered was sent."""
+    asked_at: float = math.inf
+    """When the daemon was last asked about the clusters of other members; infinite before the first list."""
+
+
 class ViewPhase(Enum):
     """What is known about the view of the engaged clusters."""
 
@@ -128,8 +137,7 @@ class Publication:
         self._report = report
         self._draw = draw
         self._common = {Lane.LIST: Attempt(), Lane.IDENTIFY: Attempt()}
-        self._asked_at = math.inf
-        """When the daemon was last asked about the clusters of other members; infinite before the first list."""
+        self._lists = ObjectLists()
         self._outage = Attempt(-math.inf)
         """When requests are sent to the API server again, if it could not be reached."""
         self._review_at = math.inf
@@ -139,7 +147,7 @@ class Publication:
 
     @property
     def _is_listed(self) -> bool:
-        return self._asked_at < math.inf
+        return self._lists.asked_at < math.inf
 
     # --- the daemon's stream ---
 
@@ -259,7 +267,7 @@ class Publication:
         if attempt.ticket != task.ticket:
             return None
         is_late = task.is_retry or bool(self._outage.problem)
-        if task.lane is Lane.LIST and is_late and now > self._asked_at + self._resync_s / 2:
+        if task.lane is Lane.LIST and is_late and now > self._lists.asked_at + self._resync_s / 2:
             self._ask_elsewhere(now)  # now, since this one may fail, too, and the next retry be late
         match request := self._decide(task, attempt, now, watch):
             case None:
@@ -296,7 +304,7 @@ class Publication:
             now,
             is_connected=watch.connected,
             is_followed=follows,
-            is_held=bool(self._removals.problem),
+            is_held=bool(self._removals.problem) or self._removals.is_new(now),
         )
         is_question = isinstance(request, records.Ask | records.WaitUntilDue) and self.view is not ViewPhase.INCOMPLETE
         if not is_question and (self.view is not ViewPhase.REVIEWED or self._removals.is_foreign):
@@ -334,6 +342,7 @@ class Publication:
         objects are of another run.
         """
         self._contacted()
+        self._lists = replace(self._lists, sent_at=sent_at)
         found = {observed.name: observed for observed in objects}
         self._require_own(found.values())
         for name in [*self.records, *(name for name in found if name not in self.records)]:
@@ -352,7 +361,7 @@ class Publication:
 
     def _ask_elsewhere(self, now: float) -> None:
         """Have the daemon asked about all clusters of other members at once: many of them are a mass only together."""
-        self._asked_at = now
+        self._lists = replace(self._lists, asked_at=now)
         for record in [*self.records.values()]:
             if isinstance(record.end, Elsewhere) and record.end.ask_at == math.inf:
                 self._put(replace(record, end=replace(record.end, ask_at=now), next=record.next.at(now)))
@@ -546,7 +555,7 @@ class Publication:
             return
         all_own = [record for record in self.records.values() if record.is_own(self.identity)]
         since = max((record.confirmed_since for record in all_own), default=-math.inf)
-        # Without those of clusters that have ended: these are about to be deleted.
+        # Without those of clusters whose end was reported: these are about to be deleted.
         own = [record for record in all_own if not record.is_ended]
         doubted = [record for record in own if record.is_doubted(self.identity, since, now)]
         followed = [record for record in doubted if is_followed(watch, record.removal().cluster)]
@@ -555,37 +564,56 @@ class Publication:
         is_asking = any(not record.next.problem for record in unasked)
         known = len(followed) - len(unasked)
         is_mass = removals.is_mass(len(doubted), len(own)) and not self._removals.accepts
-        if not (is_mass and is_asking):
+        if is_mass and is_asking:
+            inferred = [record for record in own if isinstance(record.end, EndedCluster) and record.end.is_inferred]
+            self._conclude([(record, False) for record in inferred], now)
+        else:
             self._renew(now, is_held=is_mass or bool(was_problem))
         may_be_foreign = own and len(doubted) == len(own) and known < len(own)
         is_accepted = self._removals.accepts and known and not is_asking
         if may_be_foreign and not is_accepted:
             return  # the view may be of another fleet, whose source is not streaming yet
         if not is_asking:
-            missing = {record.removal(): record for record in followed if isinstance(record.end, Missing)}
+            missing = {
+                record.removal(): record for record in followed if isinstance(record.end, Missing | EndedCluster)
+            }
             is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)
             are_all_known = known == len(doubted) and is_taken_over
             others = len(doubted) - len(missing)
             confirmed = self._removals.review(missing.keys(), len(own), now, others=others, are_all_known=are_all_known)
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
-            for record in map(missing.__getitem__, confirmed):
-                match record.end, record.observed:
-                    case Missing(answered_at=at, is_confirmed=True), ObservedObject() as observed:
-                        end = EndedCluster(observed.cluster_uid, observed.incarnation, at + records.EVIDENCE_S)
-                        self._put(replace(record, end=end, next=record.next.at(now)))
+            self._conclude([(record, removal in confirmed) for removal, record in missing.items()], now)
         if self.view is ViewPhase.UNREVIEWED or was_foreign:
             self.view = ViewPhase.REVIEWED
             for record in [*self.records.values()]:
                 self._put(replace(record, next=record.next.at(now)))
+
+    def _conclude(self, judged: Iterable[tuple[Record, bool]], now: float) -> None:
+        """Permit the deletion of what the guard has confirmed, and of nothing else. It has judged what all members of a
+        shard group lack only if the objects were listed since the cluster is missing."""
+        is_unlisted = False
+        for record, is_confirmed in judged:
+            match record.end, record.observed:
+                case EndedCluster(answered_at=at) as ended, _ if not is_confirmed:
+                    self._put(replace(record, end=_doubted(ended), next=record.next.at(now)))
+                case Missing(since), _ if since > self._lists.sent_at:
+                    is_unlisted = True
+                case Missing(answered_at=at, is_confirmed=True), ObservedObject() as observed if is_confirmed:
+                    until = at + records.EVIDENCE_S
+                    end = EndedCluster(
+                        observed.cluster_uid, observed.incarnation, until, answered_at=at, is_inferred=True
+                    )
+                    self._put(replace(record, end=end, next=record.next.at(now)))
+        if is_unlisted:
+            self._set("", Lane.LIST, self._common[Lane.LIST].at(now))
 
     def _renew(self, now: float, *, is_held: bool) -> None:
         """Make evidence that was late valid again, if the daemon has confirmed it. While a mass of the other objects is
         in doubt, the daemon may lack this cluster, too, although it has been engaged again: then it is missing."""
         for record in [*self.records.values()]:
             match record.end:
-                case EndedCluster(answered_at=at, ask_at=ask_at, is_confirmed=True) as ended:
-                    missing = Missing(at, at, is_changed=ask_at > -math.inf)
-                    end = missing if is_held else replace(ended, until=at + records.EVIDENCE_S)
+                case EndedCluster(answered_at=at, is_confirmed=True) as ended:
+                    end = _doubted(ended) if is_held else replace(ended, until=at + records.EVIDENCE_S)
                     self._put(replace(record, end=end, next=record.next.at(now)))
 
     def _review_soon(self, now: float) -> None:
@@ -610,8 +638,15 @@ class Publication:
             found = replace(found, content=record.observed and record.observed.content)
         if found is not None:
             found = records.held(record, found, self.renderer, self.identity)
-        accepts = self._removals.accepts
+        before, accepts = record, self._removals.accepts
         record = records.observe(record, found, self.renderer, self.identity, now, by_us=by_us, accepts=accepts)
+        if found is not None and before.observed is None:
+            self._removals.restored(record.name)
+        is_gone = isinstance(record.object, records.AbsentObject | Finalizing)
+        # `EndedCluster` was reported by an event, or judged by this publisher.
+        is_unexplained = before.wanted is None and not isinstance(before.end, EndedCluster)
+        if self.identity.group and is_gone and is_unexplained and before.is_own(self.identity):
+            self._removals.removed_by_another(record.name, now)
         return self._preferring(record, now)
 
     def _preferring(self, record: Record, now: float) -> Record:
@@ -688,6 +723,11 @@ class Publication:
 def _renewal_at(received: Received, now: float) -> float:
     """Return when to ask the daemon for another credential, if its stream has not delivered one."""
     return max(received.expires_at, now + _UNISSUED_S)
+
+
+def _doubted(ended: EndedCluster) -> Missing:
+    """Return what is left of evidence that the guard against mass removal does not accept."""
+    return Missing(ended.answered_at, ended.answered_at, is_changed=ended.ask_at > -math.inf)
 
 
 def _address(cluster: Cluster) -> tuple[str, str]:

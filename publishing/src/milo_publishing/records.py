@@ -148,6 +148,9 @@ class EndedCluster(msgspec.Struct, frozen=True, gc=False):
     """When to ask after another client was seen to change the object."""
     answered_at: float = -math.inf
     """When the daemon last answered that the cluster is missing, since the evidence was late."""
+    is_inferred: bool = False
+    """Whether no event has reported it, but two answers that the cluster is missing: the guard against mass removal
+    judges it until the object is deleted."""
 
     @property
     def is_confirmed(self) -> bool:
@@ -325,8 +328,8 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def is_ended(self) -> bool:
-        """Whether the object's cluster has ended, and no other one has its name."""
-        return isinstance(self.end, EndedCluster) and self.wanted is None
+        """Whether the object's cluster has ended, as an event has reported, and no other one has its name."""
+        return isinstance(self.end, EndedCluster) and not self.end.is_inferred and self.wanted is None
 
     def lacks_cluster(self, identity: Identity) -> bool:
         """Return whether the object is this publisher's, and its cluster is not engaged."""
@@ -337,7 +340,7 @@ class Record(msgspec.Struct, frozen=True):
     @property
     def is_lacked(self) -> bool:
         """Whether the daemon has answered that it lacks the cluster."""
-        return isinstance(self.end, Missing) or (isinstance(self.end, Elsewhere) and self.end.is_lacked)
+        return isinstance(self.end, Missing | EndedCluster) or (isinstance(self.end, Elsewhere) and self.end.is_lacked)
 
     @property
     def confirmed_since(self) -> float:
@@ -351,7 +354,7 @@ class Record(msgspec.Struct, frozen=True):
         """Return whether the daemon lacks the object's cluster, or may lack it, and has not reported its end. `since`:
         while the daemon is asked again about a cluster that it has, an answer from before this time does not count."""
         match self.end:
-            case EndedCluster():
+            case EndedCluster(is_inferred=False):
                 return False
             case Elsewhere(ask_at, answered_at=answered_at) if not self.is_lacked:
                 is_open = ask_at <= now or answered_at == -math.inf

@@ -150,7 +150,8 @@ class Replica:
 
     def __init__(self, world: "Simulation", daemon: Daemon, renderer: Renderer) -> None:
         self.daemon = daemon
-        self.removals = Removals()
+        # The first publishers have run for long; those that replace them have not.
+        self.removals = Removals(began_at=world.timeline.now or -math.inf)
         identity = Identity(publication=renderer.publication, publisher="milo")
         self.publication = Publication(
             renderer,
@@ -275,7 +276,10 @@ class Replica:
             case _:
                 if isinstance(request, DeleteObject):
                     self.publication.require_permit(task, request, self._world.timeline.now, self)  # type: ignore[arg-type]
-                    observed = self.publication.records[task.name].observed
+                    record = self.publication.records[task.name]
+                    observed = record.observed
+                    if not self.connected or source_of(record.cluster) in self.daemon.stale:
+                        self._world.breach(f"the deletion of {request.name} is sent, whose source is not followed")
                     self._world.judge_decision(request, observed.cluster_uid if observed is not None else "")
                 self._world.send(self, task, request)
         self.step()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import signal
 import stat
+import time
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -83,7 +85,7 @@ def sync(
                     f"{directory} is world-writable, so any user of this machine can replace the kubeconfigs in it: "
                     "run chmod o-w on it"
                 )
-            guard = removals.Removals(accepts=accepts_removals)
+            guard = removals.Removals(accepts=accepts_removals, began_at=-math.inf if once else time.monotonic())
             synchronizer = _Synchronizer(kubeconfigs, connection, ttl, guard, filter_text(only), once=once)
             connection.run(lambda client: synchronizer.run(client, options))
     except OSError as error:

@@ -7,6 +7,7 @@ second check. If much of the fleet is missing, its objects are kept until an adm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,9 +59,11 @@ class Removal:
 class Removals:
     """Decides which objects or files to remove after their clusters went missing from a complete view."""
 
-    def __init__(self, *, accepts: bool = False) -> None:
-        """`accepts`: whether an administrator accepts removals in any number; reset once none is left."""
+    def __init__(self, *, accepts: bool = False, began_at: float = -math.inf) -> None:
+        """`accepts`: whether an administrator accepts removals in any number; reset once none is left. `began_at`: when
+        this run began. It removes nothing for `RECENT_S`, since it does not know what a former run has removed."""
         self.accepts = accepts
+        self._began_at = began_at
         self.problem = ""
         """Why the removals are held; empty if they are not."""
         self.is_foreign = False
@@ -121,7 +124,7 @@ class Removals:
             )
         if not missing and are_all_known:
             self.accepts = False
-        due = [removal for removal, since in self._missing.values() if now >= since + SECOND_LOOK_S]
+        due = [removal for removal, since in self._missing.values() if now >= self._due_at(since)]
         confirmed = [removal for removal in due if removal not in contested]
         self._deleted.update({_subject(removal): (removal.uid, now) for removal in confirmed})
         self._removed.update({removal.name: now for removal in confirmed if not self.accepts})
@@ -132,6 +135,23 @@ class Removals:
         self._deleted.pop((name, cluster_uid), None)
         self._removed.pop(name, None)
         self._missing.pop(name, None)
+
+    def removed_by_another(self, name: str, now: float) -> None:
+        """Record that another member of the shard group has removed an object, as far as is known without evidence that
+        its cluster has ended."""
+        self._removed[name] = now
+
+    def restored(self, name: str) -> None:
+        """Record that an object exists again, so that it is counted as any other."""
+        self._removed.pop(name, None)
+
+    def is_new(self, now: float) -> bool:
+        """Return whether nothing is removed yet, because this run began a short time ago."""
+        return now < self._began_at + RECENT_S and not self.accepts
+
+    def _due_at(self, since: float) -> float:
+        """Return when an object may be removed that is missing since a time."""
+        return max(since + SECOND_LOOK_S, -math.inf if self.accepts else self._began_at + RECENT_S)
 
     def _missing_since(self, removal: Removal, now: float) -> float:
         former, since = self._missing.get(removal.name, (removal, now))
@@ -149,10 +169,8 @@ class Removals:
         """Return the time of the next check of missing clusters; None if none is pending."""
         if self.problem:
             return now + SECOND_LOOK_S
-        return min(
-            (since + SECOND_LOOK_S for _, since in self._missing.values() if since + SECOND_LOOK_S > now),
-            default=None,
-        )
+        due_at = (self._due_at(since) for _, since in self._missing.values())
+        return min((at for at in due_at if at > now), default=None)
 
 
 def _subject(removal: Removal) -> tuple[str, str]:
