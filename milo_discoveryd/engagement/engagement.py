@@ -525,6 +525,9 @@ class Engagements:
         return self._engage(record, Event(EventType.ENGAGED, cluster), now)
 
     def _update(self, record: ClusterRecord, cluster: Cluster, now: Moment) -> list[Event]:
+        before = record.cluster
+        if before is not None and before.target is not cluster.target:
+            self.releases.note_change(before, cluster, now.steady)
         updated = Event(EventType.UPDATED, cluster)
         self.log.append(record.entry, updated, now.steady)
         if cluster.draining is not None and self.releases.update_drain(cluster):

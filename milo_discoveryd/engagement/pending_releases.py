@@ -13,7 +13,7 @@ end it was not told until it has ended: see `unreached`.
 
 import heapq
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -121,6 +121,8 @@ class PendingReleases:
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
         self._unreached: dict[str, float] = {}
+        self.is_sharded = False
+        """Whether other members of a shard group may engage the clusters next."""
         self._streams = 0
         self.compared = 0
         """How many times a cluster was compared with the subscribers because it drains, or might."""
@@ -227,11 +229,19 @@ class PendingReleases:
 
     def note_unreached(self, cluster: Cluster, now: float) -> None:
         """Record the end of a cluster that subscribers without a stream are not told."""
+        self._note(cluster.target.name, now, lambda gone: gone.sees(cluster))
+
+    def note_change(self, before: Cluster, cluster: Cluster, now: float) -> None:
+        """Record a change of a cluster, which ends for the subscribers whose view it leaves."""
+        if self.is_sharded and self._gone:
+            self._note(cluster.target.name, now, lambda gone: gone.sees(before) and not gone.sees(cluster))
+
+    def _note(self, name: str, now: float, is_untold: Callable[[_Subscriber], bool]) -> None:
         self.compared += bool(self._gone)
         gone = (self._subscribers[key] for keys in self._gone.values() for key in keys)
         owning = (one for one in gone if one.since + OWNED_S > now)
-        if (since := max((one.since for one in owning if one.sees(cluster)), default=None)) is not None:
-            self._unreached[cluster.target.name] = since + OWNED_S
+        if (since := max((one.since for one in owning if is_untold(one)), default=None)) is not None:
+            self._unreached[name] = max(since + OWNED_S, self._unreached.get(name, 0.0))
 
     def unreached(self, now: float) -> Iterable[str]:
         """Return the clusters that have ended, and in which a subscriber of a shard group may work on: it had no stream

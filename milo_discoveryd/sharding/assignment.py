@@ -174,6 +174,7 @@ class FleetAssignment:
         self._revocation = revocation
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
+        fleet.releases.is_sharded = True
         fleet.changes.add_listener(EventType.DISENGAGED, self._ended)
         for source in fleet.sources:
             source.await_assignment(STARTING)
@@ -235,8 +236,8 @@ class FleetAssignment:
 
     def _ended(self, event: Event) -> None:
         # Of a move, its drain knows this; and with the ownership of this daemon ends that of its subscribers.
-        has_moved = event.reason is DisengageReason.MOVED
-        if not has_moved and not any(source.clusters.is_lost for source in self._fleet.sources):
+        is_known = event.reason is DisengageReason.MOVED and event.cluster.draining is not None
+        if not is_known and not any(source.clusters.is_lost for source in self._fleet.sources):
             self._fleet.releases.note_unreached(event.cluster, steady_now())
 
     def _may_be_kept(self, source: ClusterSource) -> bool:

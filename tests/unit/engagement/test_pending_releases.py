@@ -248,6 +248,49 @@ def test_subscriber_without_a_stream_may_work_in_clusters_that_it_saw_until_its_
     assert not releases.unreached(50.0)
 
 
+GOLD = Filter(selector=parse("tier=gold"), confirms_releases=True)
+BEFORE, AFTER = (cluster("a", labels={"tier": tier}) for tier in ("gold", "silver"))
+
+
+def test_cluster_that_leaves_the_view_of_a_subscriber_without_a_stream_has_ended_for_it() -> None:
+    releases = PendingReleases()
+    releases.is_sharded = True
+    streams = [stream(view=GOLD), stream(TWO)]
+    for of in streams:
+        finish(releases.open(of, 0.0))
+    releases.note_change(BEFORE, AFTER, 0.0)
+    assert ([*releases.unreached(0.0)], releases.compared) == ([], 0)
+    releases.close(streams[1], 1.0)
+    releases.note_change(BEFORE, AFTER, 1.0)
+    assert not releases.unreached(1.0), "the other one is told"
+    releases.close(streams[0], 2.0)
+    releases.note_change(BEFORE, BEFORE, 2.0)
+    assert not releases.unreached(2.0)
+    releases.note_change(BEFORE, AFTER, 2.0)
+    assert [*releases.unreached(1.9 + OWNED_S)] == ["a"]
+    assert not releases.unreached(2.0 + OWNED_S)
+
+
+def test_cluster_that_ends_again_is_kept_for_the_subscriber_that_owns_it_longest() -> None:
+    releases = PendingReleases()
+    releases.is_sharded = True
+    streams = [stream(), stream(TWO, GOLD)]
+    for at, of in enumerate(streams):
+        finish(releases.open(of, 0.0))
+        releases.close(of, at)
+    releases.note_change(BEFORE, AFTER, 2.0)
+    releases.note_unreached(AFTER, 2.0)
+    assert [*releases.unreached(0.9 + OWNED_S)] == ["a"]
+
+
+def test_without_a_shard_group_no_change_of_a_cluster_is_recorded() -> None:
+    releases = PendingReleases()
+    finish(releases.open(of := stream(view=GOLD), 0.0))
+    releases.close(of, 1.0)
+    releases.note_change(BEFORE, AFTER, 2.0)
+    assert ([*releases.unreached(2.0)], releases.compared) == ([], 0)
+
+
 def test_ownership_is_not_renewed_before_a_stream_told_its_subscriber_what_ended_while_it_had_none() -> None:
     """Found by a reader: a stream that broke before that left the operator at work for as long as the renewal said."""
     releases = PendingReleases()

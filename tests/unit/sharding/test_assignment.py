@@ -23,6 +23,7 @@ from milo_discoveryd.sharding.assignment import LOST, STARTING, CredentialRevoca
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sources.kind import ProjectUids
+from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.eventually import eventually
@@ -233,6 +234,55 @@ async def test_cluster_that_is_replaced_while_it_moves_is_engaged_elsewhere_only
     [moving] = source.engagements.clusters()
     assert moving.draining is not None
     apply(source, ObjectChanged(ready("x", uid="y")))
+    assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
+
+
+def labeled(version: str, tier: str) -> Ready:
+    return ready("x", version=version, uid="x", labels={"tier": tier})
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["before the move", "before the move, and not ready", "in the drain", "while another subscriber works on"],
+)
+async def test_cluster_that_left_the_filter_of_a_subscriber_without_a_stream_is_engaged_elsewhere_only_once_it_stopped(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: the next owner engaged it at once, and the subscriber's ownership held for 17 more seconds."""
+    source, assignment = listed("y")
+    apply(source, ObjectChanged(labeled("2", "gold")))
+    assign(assignment, ALONE)
+    gold = Subscription(KEY, "", Filter(selector=parse("tier=gold"), confirms_releases=True))
+    source.changes.subscribe(gold)
+    other = SubscriberKey("caller", "other")
+    if change == "while another subscriber works on":
+        source.changes.subscribe(Subscription(other, "", Filter(names=frozenset("x"), confirms_releases=True)))
+    source.changes.unsubscribe(gold)
+    if change == "in the drain":
+        assign(assignment, GONE)
+    apply(source, ObjectChanged(labeled("3", "silver")))
+    if change == "before the move, and not ready":
+        apply(source, ObjectChanged(not_ready("x", version="4", uid="x")))
+    assign(assignment, GONE)
+    if change == "while another subscriber works on":
+        source.changes.release(other, "x")
+    assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
+    later = changes.steady_now() + OWNED_S
+    monkeypatch.setattr("milo_discoveryd.sharding.assignment.steady_now", lambda: later)
+    assert lost(assignment) == set()
+
+
+async def test_cluster_that_left_a_filter_as_it_stopped_being_ready_and_moves_waits_for_its_subscriber() -> None:
+    """Its labels changed while it was kept: it matched no filter as it moved."""
+    source, assignment = listed("y", not_ready=NotReadyClusters(60.0))
+    apply(source, ObjectChanged(labeled("2", "gold")))
+    assign(assignment, ALONE)
+    gold = Subscription(KEY, "", Filter(selector=parse("tier=gold"), confirms_releases=True))
+    source.changes.subscribe(gold)
+    source.changes.unsubscribe(gold)
+    fields = labeled("3", "silver").target
+    apply(source, ObjectChanged(msgspec.structs.replace(not_ready("x", "3", "x"), fields=fields)))
+    assign(assignment, GONE)
     assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
 
 
