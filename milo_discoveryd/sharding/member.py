@@ -52,7 +52,7 @@ Safety rests on these rules:
   if the Leases were restored from a backup, the other members detect it, and their writes show it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from typing import TypeAlias
 
@@ -70,6 +70,7 @@ from milo_discoveryd.sharding.leases import (
     Read,
     Request,
     View,
+    ViewMember,
     WaitUntil,
     WriteLease,
     WriteView,
@@ -387,7 +388,7 @@ class Member:
     # Joining
 
     def _join(self, phase: Joining | Lost, now: float) -> Action:
-        group = self.state.group
+        group, view = self.state.group, self.state.group.leases.view
         lease = group.leases.members.get(self.name)
         joined = MemberLease(
             member=self.name,
@@ -411,7 +412,8 @@ class Member:
             joined = msgspec.structs.replace(
                 joined,
                 term=lease.term,
-                acknowledged=lease.acknowledged,
+                # As a newcomer it enters a view only once it knows the clusters itself.
+                acknowledged=lease.acknowledged if view is not None and _has(view.members, lease) else 0,
                 pending=lease.pending,
                 instance=self._instance if self._has_ended(lease) else "",
             )
@@ -423,13 +425,15 @@ class Member:
     def _may_continue(self, lease: MemberLease, phase: Joining | Lost) -> bool:
         """Return whether this process may continue the term of the process that holds the Lease."""
         may = lease.is_held and (isinstance(phase, Joining) or lease.holder == self.holder)
-        return may and not lease.problem and lease.acknowledged <= number_of(self.state.group.leases.view)
+        view = self.state.group.leases.view
+        has_handed_over = view is not None and _has(view.previous, lease) and not _has(view.members, lease)
+        return may and not lease.problem and not has_handed_over and lease.acknowledged <= number_of(view)
 
     def _has_ended(self, former: MemberLease) -> bool:
         """Return whether the process that holds the Lease has ended, and all before it: no operator but the one beside
         this process may act on their events."""
-        is_beside = bool(self._instance) and former.instance == self._instance
-        return (former.is_stopped or is_beside) and former.holder != self.holder
+        is_beside = bool(self._instance) and former.instance == self._instance  # also by the own write of that
+        return is_beside or (former.is_stopped and former.holder != self.holder)
 
     def _must_wait_for(self, lease: MemberLease, phase: Joining | Lost) -> bool:
         is_taken = lease.is_held and not lease.is_stopped and lease.holder != self.holder
@@ -665,6 +669,11 @@ class Member:
 
     def _pace(self, pacing: Pacing) -> None:
         self.state = msgspec.structs.replace(self.state, pacing=pacing)
+
+
+def _has(members: Mapping[str, ViewMember], lease: MemberLease) -> bool:
+    """Return whether members of a view have the term of the Lease."""
+    return lease.member in members and members[lease.member].term == lease.term
 
 
 def _target(write: _GroupWrite) -> str:

@@ -28,6 +28,15 @@ class ObservedWrite(msgspec.Struct, frozen=True):
     """The clusters that the Lease listed as pending when it was last readable."""
     holder: str = ""
     """The last process that was seen to hold the Lease."""
+    term: str = ""
+    renewal: int = 0
+    """The number of the last renewal of the term that was seen."""
+
+    def follows(self, lease: MemberLease) -> bool:
+        """Return whether the Lease as it was seen came later than `lease`, or another program has changed that: what
+        it lacks was not released."""
+        is_other = lease.renewal == self.renewal and lease.pending != self.pending
+        return bool(lease.term) and lease.term == self.term and (lease.renewal < self.renewal or is_other)
 
 
 class Candidates(msgspec.Struct, frozen=True):
@@ -83,10 +92,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             is_unchanged = is_comparable and before is not None and before.write == write
             # The pending clusters of a deleted or malformed Lease are kept: its holder may still be running.
             lease = leases.members.get(name)
-            named = before if lease is None or lease.problem else lease
-            pending = frozenset() if named is None else named.pending
             since = before.since if before and is_unchanged else now
-            observed[name] = ObservedWrite(write, since, pending, self._last_holder(name, lease))
+            observed[name] = _observed(self._naming(name, lease), write, since, self._last_holder(name, lease))
         return msgspec.structs.replace(
             self,
             leases=leases,
@@ -97,16 +104,18 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             own_renewal=own_renewal,
         )
 
+    def _naming(self, name: str, lease: MemberLease | None) -> "MemberLease | ObservedWrite | None":
+        """Return what names the pending clusters of a member: what was seen before, if its Lease is not evidence."""
+        before = self.writes.get(name)
+        is_evidence = lease is not None and not lease.problem and not (before is not None and before.follows(lease))
+        return lease if is_evidence else before
+
     def pending_problem(self, leases: GroupState) -> str:
         """Return why a list must not be used: with it, too many pending clusters would be kept, of its Leases and of
         those that have become malformed or were deleted. Empty if these are few, or no more than now."""
-        lost = (
-            observed.pending
-            for name, observed in self.writes.items()
-            if (lease := leases.members.get(name)) is None or lease.problem
-        )
+        naming = (self._naming(name, leases.members.get(name)) for name in self.writes.keys() | leases.members.keys())
         now = [observed.pending for observed in self.writes.values()]
-        then = [*lost, *(lease.pending for lease in leases.members.values())]
+        then = [each.pending for each in naming if each is not None]
         names = sum(map(len, then))
         if names > PENDING_NAMES and names > sum(map(len, now)):
             return f"more than {PENDING_NAMES} pending clusters"
@@ -137,8 +146,7 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
     def replaced(self, lease: MemberLease, now: float) -> "ObservedGroup":
         """Return the group after a write of a Lease."""
         leases = msgspec.structs.replace(self.leases, members={**self.leases.members, lease.member: lease})
-        holder = self._last_holder(lease.member, lease)
-        written = ObservedWrite(lease.write_id, now, lease.pending, holder)
+        written = _observed(lease, lease.write_id, now, self._last_holder(lease.member, lease))
         return msgspec.structs.replace(
             self,
             leases=leases,
@@ -280,6 +288,13 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         for observed in self.writes.values():
             if not observed.write:
                 yield observed.since + timing.evict_after_s
+
+
+def _observed(named: MemberLease | ObservedWrite | None, write: str, since: float, holder: str) -> ObservedWrite:
+    """`named`: what names the pending clusters; None if nothing does."""
+    if named is None:
+        return ObservedWrite(write, since, holder=holder)
+    return ObservedWrite(write, since, named.pending, holder, named.term, named.renewal)
 
 
 def _size(names: frozenset[str]) -> int:

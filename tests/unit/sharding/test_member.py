@@ -9,6 +9,7 @@ import pytest
 from milo_discoveryd.sharding.leases import (
     MAX_MEMBERS,
     MAX_NUMBER,
+    PENDING_SIZE,
     Delete,
     Evict,
     GroupState,
@@ -22,6 +23,7 @@ from milo_discoveryd.sharding.leases import (
     WriteView,
 )
 from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.observed_group import ObservedGroup
 from milo_discoveryd.sharding.ownership import KeyOwnership
 from milo_discoveryd.sharding.timing import TIMING
 from tests.unit.sharding.driver import Driver
@@ -294,6 +296,82 @@ def test_successor_of_a_member_that_left_never_owns_what_that_has_released() -> 
     for _ in range(100):
         driver.run(0.25)
         assert not driver.owned("a") & driver.owned("b")
+
+
+def taking_over() -> tuple[Driver, Member, GroupState]:
+    """Return a group whose third member has joined and awaits all releases, that member, and a list of before the
+    others have acknowledged the view."""
+    driver = settled("a", "b")
+    driver.pending = {name: driver.owned(name) for name in "ab"}
+    joined = driver.add("c", Member("c", "c#1"))
+    driver.run_until(lambda: driver.api.group.view and "c" in driver.api.group.view.members)
+    older, number = driver.api.group, driver.api.group.view.number if driver.api.group.view else 0
+    driver.run_until(lambda: all(driver.api.group.members[name].acknowledged == number for name in "abc"))
+    driver.run(0.75, "c")
+    assert not driver.owned("c")
+    return driver, joined, older
+
+
+def test_older_list_takes_no_pending_cluster_from_a_member_whose_acknowledgment_is_known() -> None:
+    """Found by a reader and a simulation: what others had not released had two owners."""
+    driver, joined, older = taking_over()
+    joined.was_read(older, driver.now, driver.now)
+    assert not driver.owned("c")
+    driver.pending = {}
+    driver.run(5)
+    assert driver.owned("c")
+
+
+@pytest.mark.parametrize("acknowledged", [0, None])
+def test_pending_clusters_that_another_program_takes_from_a_lease_are_not_released(acknowledged: int | None) -> None:
+    driver, _, _ = taking_over()
+    lease = driver.api.group.members["a"]
+    changed = lease.acknowledged if acknowledged is None else acknowledged
+    driver.api.change("a", driver.now, acknowledged=changed, pending=frozenset())
+    driver.run(0.75, "c")
+    assert not driver.owned("c") & lease.pending
+
+
+@pytest.mark.parametrize("instance", ["pod", "next"])
+def test_member_that_returns_after_an_unfinished_hand_over_takes_nothing_over_as_if_it_had_not_left(
+    instance: str,
+) -> None:
+    """Found by a reader: it continued the term that the view lacked, entered the next view at once, and its new
+    clusters had no owner for 28 s."""
+    driver = Driver("b", "c")
+    driver.add("a", Member("a", "a#1", instance="pod"))
+    driver.run(60)
+    slow = min(driver.owned("a"))
+    driver.pending = {"a": {slow}}
+    driver.members["a"].leave()
+    driver.run(20)
+    driver.pending = {}
+    driver.run(3, "b", "c")
+    returned = driver.add("a", Member("a", "a#2", instance=instance))
+    unowned = dict.fromkeys(ALL - {slow}, 0.0)
+    for _ in range(300):
+        driver.run(0.25)
+        owned = set().union(*map(driver.owned, "abc"))
+        unowned = {key: 0.0 if key in owned else since + 0.25 for key, since in unowned.items()}
+        assert max(unowned.values()) <= 2.0
+    assert returned.tenure is not None
+    assert is_settled(driver, "a", "b", "c")
+
+
+def test_successor_whose_first_write_was_answered_late_engages_as_soon_as_without_that() -> None:
+    """Found by a reader: its own write hid that its predecessor had ended: no owner for 34 s."""
+    driver = Driver("b")
+    driver.add("a", Member("a", "a#1", instance="pod"))
+    driver.run(60)
+    owned = driver.owned("a")
+    successor = driver.add("a", Member("a", "a#2", instance="pod"))
+    driver.step("a")
+    takeover = successor.next(driver.now)
+    assert isinstance(takeover, WriteLease)
+    driver.api.apply(takeover, driver.now)
+    successor.failed(takeover, driver.now)
+    driver.run(12.5)
+    assert driver.owned("a") == owned
 
 
 def test_members_that_all_return_in_other_terms_own_clusters_again() -> None:
@@ -810,6 +888,27 @@ def test_restarted_member_reports_no_problem_about_the_lease_of_its_former_proce
     assert problems(driver, "a") == ""
 
 
+@pytest.mark.parametrize(
+    ("length", "leases", "what"), [(4, 12, "more than 200000 pending"), (650, 200, "more than 13107200 characters")]
+)
+def test_list_is_not_used_if_too_many_pending_clusters_would_be_kept_of_leases_that_became_malformed(
+    length: int, leases: int, what: str
+) -> None:
+    pending = frozenset(f"{number:0{length}}" for number in range(PENDING_SIZE // length))
+
+    def forged(number: int) -> dict[str, MemberLease]:
+        names = [f"{number}-{index}" for index in range(leases)]
+        return {name: MemberLease(member=name, holder="x", term="x", pending=pending) for name in names}
+
+    first = GroupState(members=forged(0))
+    group = ObservedGroup().read(first, "a", started_at=0.0, now=0.0, timing=TIMING)
+    malformed = {
+        name: msgspec.structs.replace(lease, pending=frozenset(), problem="x") for name, lease in first.members.items()
+    }
+    assert group.pending_problem(first) == group.pending_problem(GroupState(members=malformed)) == ""
+    assert what in group.pending_problem(GroupState(members={**malformed, **forged(1)}))
+
+
 def test_only_some_of_many_members_whose_settings_differ_are_named() -> None:
     """Found by an attacker: 1,900 forged Leases made a problem of 300,000 characters."""
     driver = settled("a")
@@ -846,7 +945,7 @@ def test_view_has_at_most_200_members_and_keeps_those_that_it_has() -> None:
 
 def test_leases_that_did_not_change_are_the_same_objects_after_the_next_read() -> None:
     driver = settled("a", "b")
-    driver.api.change("b", driver.now, pending=frozenset({"x"}))
+    driver.api.change("b", driver.now, pending=frozenset({"x"}), renewal=1000)
     driver.run(13)
     before = driver.members["a"].ownership(driver.now)
     assert before is not None
