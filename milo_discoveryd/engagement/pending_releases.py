@@ -8,7 +8,7 @@ subscribers of an earlier run are unknown. So during the first `REMEMBERED_S` af
 subscriber waits for one to connect.
 
 In a shard group, the ownership of a subscriber without a stream is not renewed. No other member engages a cluster whose
-end it was not told until it has ended: see `unreached`.
+end it was not told until it has ended: see `unreached`. A stream tells it once it has sent all changes from before.
 """
 
 import heapq
@@ -59,6 +59,12 @@ class Subscription(msgspec.Struct, eq=False):
     filter_bytes: int = 0
     is_current: bool = False
     """Whether the stream has sent all changes from before it was opened."""
+    is_waited_for: bool = False
+    """Whether the subscriber may keep clusters of sources that are not shown to it yet: no cluster moves until then."""
+
+    @property
+    def is_telling(self) -> bool:
+        return self.is_current or self.is_waited_for
 
 
 class AwaitedRelease(msgspec.Struct, frozen=True):
@@ -76,6 +82,8 @@ class _Subscriber(msgspec.Struct):
     last: Subscription
     """The stream that was opened or closed most recently."""
     since: float
+    owned_at: float
+    """When its ownership may have been renewed last, if it has no stream, or one that does not tell it of ends yet."""
     is_leaving: bool = False
     """The subscriber ended its subscription, but its last stream is still open."""
 
@@ -84,6 +92,10 @@ class _Subscriber(msgspec.Struct):
         """How many drains are compared with the streams in one step."""
         streams = self.streams or (self.last,)
         return max(1, min(stream.view.records_per_step for stream in streams) // len(streams))
+
+    @property
+    def is_catching_up(self) -> bool:
+        return bool(self.streams) and not all(stream.is_telling for stream in self.streams)
 
     def sees(self, cluster: Cluster) -> bool:
         return not self.is_leaving and any(stream.view.matches(cluster) for stream in self.streams or (self.last,))
@@ -118,6 +130,8 @@ class PendingReleases:
         self._subscribers: dict[SubscriberKey, _Subscriber] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
+        self._catching_up: dict[SubscriberKey, _Subscriber] = {}
+        """Subscribers with streams, one of which did not tell of ends when that was examined last."""
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
         self._unreached: dict[str, float] = {}
@@ -153,10 +167,13 @@ class PendingReleases:
         self._recall(key)
         subscriber = self._subscribers.get(key)
         if subscriber is None:
-            self._subscribers[key] = subscriber = _Subscriber([], subscription, now)
+            self._subscribers[key] = subscriber = _Subscriber([], subscription, now, now)
         elif not subscriber.streams:
             subscriber.since = now
+        else:
+            subscriber.owned_at = now  # the other stream may be dead
         subscriber.streams.append(subscription)
+        self._catching_up[key] = subscriber
         self._streams += 1
         self._limit_steps()
         subscriber.last, subscriber.is_leaving = subscription, False
@@ -189,10 +206,12 @@ class PendingReleases:
         self._streams -= 1
         self._limit_steps()
         subscriber.last = subscription
+        if not subscriber.streams:
+            self._catching_up.pop(key, None)
         if not subscriber.streams and subscriber.is_leaving:
             self._forget(key)
         elif not subscriber.streams:
-            subscriber.since = now
+            subscriber.since = subscriber.owned_at = now
             gone = self._gone.setdefault(key.caller, {})
             gone[key] = subscription.filter_bytes
             while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
@@ -225,23 +244,35 @@ class PendingReleases:
         ended while it had none."""
         if not self.is_connected(key):
             return False
-        return all(stream.is_current for stream in self._subscribers[key].streams) or not self.unreached(now)
+        if (subscriber := self._subscribers[key]).is_catching_up:
+            if self.unreached(now):
+                return False
+            subscriber.owned_at = now
+        return True
 
     def note_unreached(self, cluster: Cluster, now: float) -> None:
         """Record the end of a cluster that subscribers without a stream are not told."""
-        self._note(cluster.target.name, now, lambda gone: gone.sees(cluster))
+        self._note(cluster.target.name, now, lambda untold: untold.sees(cluster))
 
     def note_change(self, before: Cluster, cluster: Cluster, now: float) -> None:
         """Record a change of a cluster, which ends for the subscribers whose view it leaves."""
-        if self.is_sharded and self._gone:
-            self._note(cluster.target.name, now, lambda gone: gone.sees(before) and not gone.sees(cluster))
+        if self.is_sharded:
+            self._note(cluster.target.name, now, lambda untold: untold.sees(before) and not untold.sees(cluster))
 
-    def _note(self, name: str, now: float, is_untold: Callable[[_Subscriber], bool]) -> None:
-        self.compared += bool(self._gone)
-        gone = (self._subscribers[key] for keys in self._gone.values() for key in keys)
-        owning = (one for one in gone if one.since + OWNED_S > now)
-        if (since := max((one.since for one in owning if is_untold(one)), default=None)) is not None:
-            self._unreached[name] = max(since + OWNED_S, self._unreached.get(name, 0.0))
+    def _note(self, name: str, now: float, has_lost: Callable[[_Subscriber], bool]) -> None:
+        untold = self._untold(now)
+        self.compared += bool(untold)
+        if (owned_at := max((one.owned_at for one in untold.values() if has_lost(one)), default=None)) is not None:
+            self._unreached[name] = max(owned_at + OWNED_S, self._unreached.get(name, 0.0))
+
+    def _untold(self, now: float) -> dict[SubscriberKey, _Subscriber]:
+        """Return the subscribers that are not told at present that a cluster ends, and whose ownership may not have
+        ended."""
+        if not self._gone and not self._catching_up:
+            return {}
+        self._catching_up = {key: one for key, one in self._catching_up.items() if one.is_catching_up}
+        gone = {key: self._subscribers[key] for keys in self._gone.values() for key in keys}
+        return {key: one for key, one in (gone | self._catching_up).items() if one.owned_at + OWNED_S > now}
 
     def unreached(self, now: float) -> Iterable[str]:
         """Return the clusters that have ended, and in which a subscriber of a shard group may work on: it had no stream
@@ -355,18 +386,17 @@ class PendingReleases:
 
     def due(self, now: float) -> list[str]:
         """Return the names of the draining clusters whose deadline has passed. Those that move become `unreached` if a
-        subscriber without a stream that has not released them may work in them."""
+        subscriber that is not told of it, and has not released them, may work in them."""
         due = {name: drain for name, drain in self._drains.items() if drain.until <= now}
-        gone = ((key, self._subscribers[key].since) for keys in self._gone.values() for key in keys)
-        owning = {self._numbered.find(key): since for key, since in gone if since + OWNED_S > now}
+        owning = {self._numbered.find(key): one.owned_at for key, one in self._untold(now).items()}
         ended_at: dict[int, float] = {}
         for name, drain in due.items() if owning else ():
             unreleased = drain.unreleased if drain.moves else 0
             if unreleased not in ended_at:  # most drains wait for the same subscribers
-                sinces = (since for bit, since in owning.items() if bit & unreleased)
-                ended_at[unreleased] = max(sinces, default=-math.inf)
+                owned_at = (at for bit, at in owning.items() if bit & unreleased)
+                ended_at[unreleased] = max(owned_at, default=-math.inf)
             if (until := ended_at[unreleased] + OWNED_S) > now:
-                self._unreached[name] = until
+                self._unreached[name] = max(until, self._unreached.get(name, 0.0))
         return [*due]
 
     def clear(self) -> None:

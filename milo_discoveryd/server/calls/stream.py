@@ -323,7 +323,10 @@ class WatchStream:
         return is_changed
 
     def _await_sources(self) -> None:
-        self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), self._resumption.kept_sources)
+        kept = self._resumption.kept_sources
+        self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), kept)
+        if self._subscription is not None:
+            self._subscription.is_waited_for = bool(kept)
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""

@@ -16,6 +16,7 @@ from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from tests.integration.grpc_server.conftest import Harness, not_ready, ready
 from tests.integration.grpc_server.test_draining import refusal
 from tests.support.eventually import eventually
+from tests.unit.fleet.fleets import cluster
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
@@ -118,6 +119,29 @@ async def test_ownership_is_renewed_only_once_a_stream_has_sent_what_ended_while
             sent.set()
             await mine.until_synced()
             assert await is_renewed()
+
+
+async def test_ownership_is_renewed_while_the_subscriber_keeps_clusters_of_a_source_that_is_not_listed_yet(
+    harness: Harness,
+) -> None:
+    """Nothing moves until then: what ends delays no other member, and ends no ownership."""
+    harness.service.shard = Shard()
+    releases = harness.service._fleet.releases
+    request: dict[str, Any] = {
+        "confirm_releases": True,
+        "subscriber": "operator",
+        "resume_revision": "of an earlier run",
+    }
+    async with harness.client() as stub, harness.subscriber(**request) as mine:
+        await mine.batch()
+        releases.note_unreached(cluster("alpha"), steady_now())
+        assert not [*releases.unreached(steady_now())]
+        assert (await stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber="operator"))).HasField("valid_for")
+        harness.listed(ready("alpha"))
+        await mine.until_synced()
+        (subscriber,) = releases._subscribers.values()
+        (subscription,) = subscriber.streams
+        assert (subscription.is_current, subscription.is_waited_for) == (True, False)
 
 
 async def test_server_info_describes_the_shard_group(harness: Harness) -> None:

@@ -28,8 +28,10 @@ DRAINING = Drain(DisengageReason.NOT_READY, "degraded", 0.0)
 ONE, TWO = SubscriberKey("caller", "one"), SubscriberKey("caller", "two")
 
 
-def stream(key: SubscriberKey = ONE, view: ClusterView = CONFIRMING, filter_bytes: int = 0) -> Subscription:
-    return Subscription(key, f"label of {key.caller}", view, filter_bytes)
+def stream(
+    key: SubscriberKey = ONE, view: ClusterView = CONFIRMING, filter_bytes: int = 0, *, is_current: bool = True
+) -> Subscription:
+    return Subscription(key, f"label of {key.caller}", view, filter_bytes, is_current)
 
 
 def opened(*keys: SubscriberKey) -> PendingReleases:
@@ -299,11 +301,65 @@ def test_ownership_is_not_renewed_before_a_stream_told_its_subscriber_what_ended
     releases.close(of, 1.0)
     assert not releases.may_renew(ONE, 1.0), "it is told nothing"
     releases.note_unreached(cluster("a"), 2.0)
-    finish(releases.open(again := stream(), 3.0))
+    finish(releases.open(again := stream(is_current=False), 3.0))
     assert not releases.may_renew(ONE, 3.0)
     assert releases.may_renew(ONE, 1.0 + OWNED_S), "no other member has waited for it"
     again.is_current = True
     assert releases.may_renew(ONE, 3.0)
+
+
+@pytest.mark.parametrize("ends", ["at the deadline of a move", "at once"])
+def test_stream_that_has_not_sent_what_ended_before_tells_its_subscriber_nothing(ends: str) -> None:
+    """Found by a reader: it was open at the deadline of a move, and broke: the operator, whose ownership was renewed
+    meanwhile, worked on beside the next owner's."""
+    releases = PendingReleases()
+    finish(releases.open(of := stream(), 0.0))
+    releases.begin_drain(cluster("a"), 100.0, 0.0, moves=True)
+    releases.close(of, 90.0)
+    finish(releases.open(again := stream(is_current=False), 99.0))
+    if ends == "at once":
+        releases.note_unreached(cluster("a"), 100.0)
+    else:
+        assert releases.due(100.0) == ["a"]
+    assert not releases.may_renew(ONE, 101.0)
+    releases.close(again, 102.0)
+    assert [*releases.unreached(89.9 + OWNED_S)] == ["a"]
+    assert not releases.unreached(90.0 + OWNED_S)
+
+
+def test_what_ends_before_a_stream_is_current_is_kept_until_the_ownership_that_was_renewed_meanwhile_has_ended() -> (
+    None
+):
+    releases = PendingReleases()
+    finish(releases.open(of := stream(), 0.0))
+    releases.close(of, 1.0)
+    finish(releases.open(again := stream(is_current=False), 2.0))
+    assert releases.may_renew(ONE, 3.0)
+    releases.note_unreached(cluster("a"), 4.0)
+    assert [*releases.unreached(2.9 + OWNED_S)] == ["a"]
+    assert not releases.unreached(3.0 + OWNED_S)
+    again.is_current = True
+    releases.note_unreached(cluster("a"), 40.0)
+    assert not releases.unreached(40.0), "it is told"
+
+
+def test_stream_that_is_opened_beside_another_one_does_not_tell_yet_as_the_other_one_may_be_dead() -> None:
+    releases = opened(ONE)
+    finish(releases.open(again := stream(is_current=False), 50.0))
+    releases.note_unreached(cluster("a"), 51.0)
+    assert not releases.may_renew(ONE, 51.0)
+    again.is_current = True
+    assert releases.may_renew(ONE, 51.0)
+    assert [*releases.unreached(49.9 + OWNED_S)] == ["a"]
+    assert not releases.unreached(50.0 + OWNED_S)
+
+
+def test_ownership_is_renewed_while_nothing_moves_because_of_sources_that_are_not_shown_to_the_subscriber_yet() -> None:
+    releases = PendingReleases()
+    finish(releases.open(waiting := stream(is_current=False), 0.0))
+    waiting.is_waited_for = True
+    releases.note_unreached(cluster("a"), 1.0)
+    assert ([*releases.unreached(1.0)], releases.may_renew(ONE, 1.0)) == ([], True)
 
 
 def test_subscriber_that_ended_its_subscription_is_not_connected() -> None:

@@ -166,7 +166,7 @@ async def test_cluster_that_ended_without_a_message_to_its_subscriber_is_engaged
     """Found by a simulation: a cluster was not ready for a moment, and moved, while its operator had no stream."""
     source, assignment = listed("x", "y")
     assign(assignment, ALONE)
-    subscription = Subscription(KEY, "", Filter(confirms_releases=True))
+    subscription = Subscription(KEY, "", Filter(confirms_releases=True), is_current=True)
     source.changes.subscribe(subscription)
     apply(source, ObjectChanged(not_ready("y", uid="y")))
     source.changes.unsubscribe(subscription)
@@ -219,6 +219,31 @@ async def test_cluster_that_moves_ends_at_its_deadline_and_is_engaged_elsewhere_
     source.changes.subscribe(again := Subscription(KEY, "", Filter(confirms_releases=True)))
     source.changes.unsubscribe(again)
     assert lost(assignment) == {"x"}
+    pass_time(OWNED_S + 1.0)
+    assert lost(assignment) == set()
+
+
+async def test_cluster_that_moves_while_its_subscriber_catches_up_is_engaged_elsewhere_only_once_that_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, assignment = listed("x")
+    assign(assignment, ALONE)
+    source.changes.subscribe(first := Subscription(KEY, "", Filter(confirms_releases=True), is_current=True))
+    began = changes.steady_now()
+    source.changes.unsubscribe(first)
+    assign(assignment, GONE)
+
+    def pass_time(seconds: float) -> None:
+        for module in ("fleet.changes", "sharding.assignment"):
+            monkeypatch.setattr(f"milo_discoveryd.{module}.steady_now", lambda: began + seconds)
+
+    pass_time(29.0)
+    source.changes.subscribe(again := Subscription(KEY, "", Filter(confirms_releases=True)))
+    pass_time(31.0)
+    source.changes._drains_expired()
+    assert not source.changes.releases.may_renew(KEY, began + 31.0)
+    source.changes.unsubscribe(again)
+    assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
     pass_time(OWNED_S + 1.0)
     assert lost(assignment) == set()
 
@@ -300,7 +325,7 @@ async def test_lost_ownership_has_ended_for_subscribers_without_a_stream_too() -
 async def test_moved_cluster_that_already_drains_stays_engaged_until_it_is_released() -> None:
     source, assignment = listed("x", drain_timeout_s=600.0)
     assign(assignment, ALONE)
-    source.changes.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
+    source.changes.subscribe(Subscription(KEY, "", Filter(confirms_releases=True), is_current=True))
     for _ in source.apply(source.collections[0], [ObjectChanged(not_ready("x", uid="x"))], 1.0):
         pass
     [before] = source.engagements.clusters()
