@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 OPTIONS = (
-    ("grpc.keepalive_time_ms", 30_000),
+    # A subscriber on a dead connection is told of no move: it is noticed before `sharding.release_timeout` has passed.
+    ("grpc.keepalive_time_ms", 10_000),
     # keepalive_timeout alone has no effect, because the ping itself times out only after a minute.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
