@@ -138,6 +138,16 @@ async def test_sync_restart_removes_files_only_with_a_complete_view(daemon, path
         await until(lambda: content(path) == {"b": "b-2", "c": "c-1"})
 
 
+@pytest.mark.parametrize("arguments", [(), ("--timeout", "1h")])
+async def test_sync_limits_each_call_of_the_daemon(daemon, path, arguments):
+    """Found by a reader: one answer that was lost kept it from writing any further file."""
+    async with sync(daemon, path, *arguments):
+        (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1")))
+        await until(lambda: len(content(path)) == 1)
+    assert daemon.deadlines_s[0] is not None
+    assert daemon.deadlines_s[0] <= 10
+
+
 async def test_sync_with_another_filter_or_group_fails_and_removes_nothing(daemon, path):
     assert (await sync_once(daemon, path, "a"))[0] == 0
     before = {file.name: file.read_bytes() for file in path.iterdir()}

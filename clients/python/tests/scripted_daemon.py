@@ -80,6 +80,8 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.answers: dict[str, list[Any]] = {}
         self.group = ""
         self.requests: list[Message] = []
+        self.deadlines_s: list[float | None] = []
+        """The seconds that each GetServerInfo call had left."""
         self.releases: asyncio.Queue[pb.ReleaseClusterRequest] = asyncio.Queue()
         self.ended_subscriptions: list[str] = []
         self.ownership: pb.RenewOwnershipResponse | None = None
@@ -120,6 +122,7 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         return await self._answer("IssueKubeconfig", request, context)
 
     async def GetServerInfo(self, request, context):
+        self.deadlines_s.append(context.time_remaining())
         if "GetServerInfo" not in self.answers:
             return pb.GetServerInfoResponse(sharding=pb.Sharding(group=self.group) if self.group else None)
         return await self._answer("GetServerInfo", request, context)

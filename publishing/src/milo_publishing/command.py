@@ -253,7 +253,8 @@ def _run(connection: ConnectionOptions, destination: Destination, renderer: Rend
     connection.run(
         lambda client: _publish(
             client, connection, destination, source=source, namespace=namespace, renderer=renderer, options=options
-        )
+        ),
+        limits_calls=False,
     )
 
 

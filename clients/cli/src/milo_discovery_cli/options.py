@@ -86,17 +86,22 @@ class ConnectionOptions:
             variables[SERVER_UID_VARIABLE] = str(self.credentials.server_uid)
         return variables
 
-    def run(self, use: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
-        """Run a coroutine with a client. Raises CallFailure, which ends the command."""
+    def run(self, use: Callable[[DiscoveryClient], Awaitable[R]], *, limits_calls: bool = True) -> R:
+        """Run a coroutine with a client. Raises CallFailure, which ends the command.
+
+        `limits_calls`: whether --timeout, if it is set, is that of each call, and not that of the command.
+        """
         # gRPC would log connection problems to stderr.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
-        from milo_discovery.client import DiscoveryClient  # noqa: PLC0415  (loads gRPC)
+        from milo_discovery.client import DEFAULT_TIMEOUT, DiscoveryClient  # noqa: PLC0415  (loads gRPC)
+
+        timeout = self.timeout if limits_calls and self.timeout is not None else DEFAULT_TIMEOUT
 
         async def with_client() -> R:
             with exiting_on_second_interrupt():
-                async with DiscoveryClient(self.address, timeout=self.timeout, credentials=self.credentials) as client:
+                async with DiscoveryClient(self.address, timeout=timeout, credentials=self.credentials) as client:
                     return await use(client)
 
         try:

@@ -87,7 +87,7 @@ def sync(
                 )
             guard = removals.Removals(accepts=accepts_removals, began_at=-math.inf if once else time.monotonic())
             synchronizer = _Synchronizer(kubeconfigs, connection, ttl, guard, filter_text(only), once=once)
-            connection.run(lambda client: synchronizer.run(client, options))
+            connection.run(lambda client: synchronizer.run(client, options), limits_calls=False)
     except OSError as error:
         raise CommandFailure(f"cannot write to {directory}: {error.strerror}") from error
 
