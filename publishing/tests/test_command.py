@@ -35,3 +35,13 @@ async def test_publisher_limits_each_call_of_the_daemon(
     [left_s] = daemon.deadlines_s
     assert left_s is not None
     assert left_s <= 10
+
+
+@pytest.mark.parametrize("label", ["*", "example.com/*/x", "env/", "/*", "-a", "!a", "a in (b)"])
+async def test_label_that_no_cluster_can_have_is_refused(destination: tuple[str, ...], label: str):
+    """Found by a reader: `--copy-label '*'` copied nothing."""
+    arguments = "publish", "flux-configmaps", *destination, "--copy-label", label
+    async with running(*arguments, address="unix:///nowhere") as process:
+        _, err = await process.communicate()
+    assert process.returncode == 2
+    assert f"{label!r} is not a label key, or PREFIX/*" in " ".join(err.decode().split())

@@ -6,7 +6,16 @@ import pytest
 
 from milo_discovery import Cluster, DisengageReason
 from milo_discovery.options import FilterOptions
-from milo_discovery.removals import CONTESTED_S, ENDS, RECENT_S, SECOND_LOOK_S, Removal, Removals, filter_matches
+from milo_discovery.removals import (
+    CONTESTED_S,
+    ENDS,
+    RECENT_S,
+    SECOND_LOOK_S,
+    Removal,
+    Removals,
+    filter_matches,
+    filter_text,
+)
 
 ELSEWHERE = {
     DisengageReason.UNSPECIFIED,
@@ -40,6 +49,17 @@ def test_each_disengage_reason_is_classified_as_caused_by_the_cluster_or_not():
 def test_filter_selects_clusters_by_labels_organization_and_source(options: FilterOptions, *, matches: bool):
     cluster = Cluster(name="eu#alpha", uid="1", labels={"tier": "gold"}, organization="acme", source="eu")
     assert filter_matches(options, cluster) is matches
+
+
+def test_filters_that_select_the_same_have_one_text():
+    """Found by a reader: after a space or a repeated option, a publisher took its objects for those of another run."""
+    assert filter_text({"label_selector": " tier==gold, env in (prod,dev),env notin (x), !old ,size>2"}) == (
+        "-l !old,env in (dev,prod),env!=x,size>2,tier=gold"
+    )
+    options = FilterOptions(organizations=["b", "a", "b"], sources=["eu", "eu"])
+    assert filter_text(options) == "--organization a --organization b --source eu"
+    assert filter_text({"label_selector": " "}) == ""
+    assert filter_text({"label_selector": "a b"}) == "-l a b", "the daemon refuses it"
 
 
 def test_removal_is_confirmed_by_a_second_check():

@@ -40,6 +40,25 @@ class LabelValue(click.ParamType[str]):
         return str(value)
 
 
+class LabelPattern(click.ParamType[str]):
+    """A label key, or all keys of a prefix."""
+
+    name = "KEY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from milo_kube import label_selector  # noqa: PLC0415  (not needed for help)
+
+        pattern = str(value)
+        key = f"{pattern.removesuffix('*')}name" if pattern.endswith("/*") else pattern
+        try:
+            is_key = label_selector.parse(key).requirements == (label_selector.Requirement(key, "exists"),)
+        except label_selector.SelectorError:
+            is_key = False
+        if not is_key:
+            self.fail(f"{pattern!r} is not a label key, or PREFIX/*", param, ctx)
+        return pattern
+
+
 class Assignment(click.ParamType[tuple[str, str]]):
     """An environment variable and its value."""
 
@@ -100,8 +119,8 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
     @click.option(
         "--copy-label",
         "copy_labels",
+        type=LabelPattern(),
         multiple=True,
-        metavar="KEY",
         help="Copy this label of the clusters, or all labels with a prefix: PREFIX/*. May be repeated.",
     )
     @click.option(

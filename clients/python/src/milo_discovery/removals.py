@@ -201,11 +201,26 @@ def is_mass(missing: int, published: int) -> bool:
 
 
 def filter_text(options: FilterOptions) -> str:
-    """Return the command-line options that select the same clusters as `options`."""
-    values = [("-l", options.get("label_selector", ""))]
-    values += [("--organization", organization) for organization in sorted(options.get("organizations", ()))]
-    values += [("--source", source) for source in sorted(options.get("sources", ()))]
+    """Return the command-line options that select the same clusters as `options`, in one form."""
+    values = [("-l", _selector_text(options.get("label_selector", "")))]
+    values += [("--organization", organization) for organization in sorted({*options.get("organizations", ())})]
+    values += [("--source", source) for source in sorted({*options.get("sources", ())})]
     return " ".join(f"{option} {value}" for option, value in values if value)
+
+
+def _selector_text(selector: str) -> str:
+    try:
+        requirements = label_selector.parse(selector).requirements
+    except label_selector.SelectorError:
+        return selector  # which the daemon refuses
+    return ",".join(sorted({_requirement_text(requirement) for requirement in requirements}))
+
+
+def _requirement_text(requirement: label_selector.Requirement) -> str:
+    operator = {"in": "=", "notin": "!="}.get(requirement.operator)
+    if operator is None or len(requirement.values) > 1:
+        return str(requirement)
+    return requirement.key + operator + "".join(requirement.values)
 
 
 def filter_matches(options: FilterOptions, cluster: Cluster) -> bool:
