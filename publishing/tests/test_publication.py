@@ -1494,6 +1494,60 @@ def shard_group(fleet: list[Cluster], share: int) -> tuple[Publishing, Publishin
     return one, two
 
 
+def test_name_that_another_publisher_has_left_is_taken_before_the_next_list():
+    """Found by a reader: a cluster that a label moved from one publisher to another had no object for five minutes."""
+    one = Publishing(of=identity("gold"), resync_s=300.0).synced(cluster(), *fleet_of(4)).settle(10.0)
+    two = Publishing(one.server, identity("silver"), resync_s=300.0).synced().settle(10.0)
+    two.engage(cluster()).settle(5.0)
+    assert two.publication.problems == ("the object of this name belongs to publisher 'gold'",)
+    assert (two.publication.is_done, two.publication.unfinished != "") == (True, True)
+    one.end(cluster(), DisengageReason.LABELS_CHANGED).settle()
+    two.settle(20.0)
+    assert two.object["metadata"]["labels"]["discovery.miloapis.com/publisher"] == "silver"
+    assert two.publication.problems == ()
+
+
+def test_name_that_another_publisher_keeps_is_read_about_once_a_minute_until_the_cluster_ends():
+    one = Publishing(of=identity("gold")).synced(cluster())
+    two = Publishing(one.server, identity("silver")).synced(cluster()).settle(3600.0)
+    assert 40 < len(two.sent) < 100
+    assert [report for report in two.reports if "belongs" in report] == [two.reports[0]]
+    two.end(cluster()).settle()
+    assert two.publication.problems == ()
+    assert two.settle(3600.0).sent[-1] is two.sent[-1]
+
+
+def test_cluster_that_is_published_again_when_another_one_ends_is_not_that_of_another_run():
+    """Found by a reader: its object was kept for good once it had ended, too, as written by another run."""
+    first, other = cluster("eu.alpha#one", uid="2"), cluster("eu#alpha.one")
+    publishing = Publishing(resync_s=300.0)
+    publishing.sources = {"eu": STREAMING, "eu.alpha": STREAMING}
+    publishing.synced(first, *fleet_of(12))
+    lose(publishing, [first])
+    publishing.settle(25.0)
+    assert "eu.alpha.one" not in publishing.server.objects
+    publishing.engage(other).settle()
+    publishing.engage(first).settle()
+    publishing.end(other).settle()
+    assert publishing.server.objects["eu.alpha.one"]["metadata"]["annotations"][CLUSTER] == first.name
+    lose(publishing, [first])
+    publishing.settle(25.0)
+    assert "eu.alpha.one" not in publishing.server.objects
+
+
+def test_object_whose_label_was_removed_while_its_source_was_stale_is_not_forgotten():
+    """Found by a reader: no list had it, so it was taken for deleted."""
+    publishing = Publishing(resync_s=30.0).synced(cluster(), *fleet_of(6))
+    publishing.source = STALE
+    lose(publishing, [cluster()])
+    publishing.settle(5.0)
+    publishing.server.change("alpha", "labels", "discovery.miloapis.com/publisher", None)
+    publishing.settle(65.0)
+    publishing.source = STREAMING
+    publishing.settle(30.0)
+    assert "alpha" not in publishing.server.objects
+
+
 @pytest.mark.parametrize("between_s", [0.0, 240.0])
 def test_portions_of_missing_clusters_are_held_together_across_restarts(between_s: float):
     """Found by a reader: each process removed less than a mass, and nothing was known of what a former one had."""

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from milo_publishing.rendering import Renderer
 
 _BACKOFF = Backoff(first_s=0.25, cap_s=15.0)
+_TAKEN = Backoff(first_s=1.0, cap_s=60.0)
+"""When an object is read again whose name another publisher has."""
 _REVIEW_S = 0.1
 """How long a review of missing clusters waits for further answers."""
 _REVIEW_OF_EACH_S = 30e-6
@@ -176,7 +178,6 @@ class Publication:
         engaged = tuple(new if one is before else one for one in record.engaged)
         record = self._preferring(replace(record, engaged=engaged if before else (*engaged, new)), now)
         if record.wanted is new:
-            self._removals.engaged(record.name, cluster.uid + (cluster.incarnation if self.identity.group else ""))
             if not isinstance(record.end, EndedCluster) or record.end.cluster_uid == cluster.uid:
                 record = replace(record, end=Unasked())
             if self.renderer.embeds_credentials:
@@ -274,6 +275,8 @@ class Publication:
                 self._set(task.name, task.lane, Attempt(attempt.due_at))
             case records.WaitUntilDue(until, is_held):
                 self._set(task.name, task.lane, Attempt(min(attempt.due_at, until), is_held=is_held))
+            case records.Refuse(problem, is_awaited=True):
+                self._await_name(self.records[task.name], problem, now)
             case records.Refuse(problem):
                 self._set(task.name, task.lane, Attempt(attempt.due_at, problem=problem))
             case records.Ask():
@@ -316,6 +319,13 @@ class Publication:
                 "webhook that changes it"
             )
         return request
+
+    def _await_name(self, record: Record, problem: str, now: float) -> None:
+        """Read another publisher's object again later: a change of labels may have moved its cluster here."""
+        failures = record.next.failures + 1
+        due_at = min(record.next.due_at, now + _TAKEN.delay(failures, self._draw))
+        attempt = Attempt(due_at, failures=failures, problem=problem, is_held=True)
+        self._put(replace(record, object=records.UnreadObject(record.observed), next=attempt))
 
     def require_permit(self, task: Task, request: records.Request, now: float, watch: Watch) -> None:
         """Raise PermitEnded if an object must not be deleted anymore. Called when a request is about to be sent."""
@@ -374,8 +384,8 @@ class Publication:
         before = record.observed
         if found is not None or before is None or not before.cluster:
             return self._observe(record, found, now)
-        is_ending = isinstance(record.end, Missing | EndedCluster)
-        if record.wanted is None and not is_ending and before.owner(self.identity) is not Owner.FOREIGN:
+        is_elsewhere = isinstance(record.end, Elsewhere)
+        if record.wanted is None and is_elsewhere and before.owner(self.identity) is not Owner.FOREIGN:
             return self._observe(record, None, now)
         return replace(record, object=records.UnreadObject(before))
 
@@ -415,7 +425,9 @@ class Publication:
         record, is_read = self.records[task.name], isinstance(request, records.ReadObject)
         if isinstance(request, records.Create):
             self._report(f"created {self.renderer.resource.kind} {task.name}")
-        attempt = replace(record.next, due_at=now, ticket=0) if is_read else Attempt(now, writes=record.next.writes + 1)
+        attempt = Attempt(now, writes=record.next.writes + 1)
+        if is_read:
+            attempt = replace(record.next, due_at=now, ticket=0, is_held=False)
         record = replace(record, next=attempt, answered_at=now)
         if isinstance(request, records.DeleteObject) and record.observed is not None:
             record = replace(record, object=Finalizing(record.observed))
@@ -685,9 +697,13 @@ class Publication:
             self._put(replace(self._record(name), next=attempt))
 
     def _put(self, record: Record) -> None:
-        """Replace a record: report what is a problem now, or no longer is, and schedule its attempts."""
+        """Replace a record: report what is a problem now, or no longer is, and schedule its attempts. The guard against
+        mass removal learns of each cluster that is published from now on."""
         before = self._record(record.name)
         is_kept = record.is_relevant or bool(record.next.ticket)
+        if record.wanted is not None and record.wanted is not before.wanted:
+            cluster = record.wanted.cluster
+            self._removals.engaged(record.name, cluster.uid + (cluster.incarnation if self.identity.group else ""))
         if before.has_problems or record.has_problems:
             self._tell(before.problems(), record.problems() if is_kept else {})
         if is_kept:

@@ -224,9 +224,10 @@ class WaitUntilDue(msgspec.Struct, frozen=True):
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """Do not write the object."""
+    """Do not write the object. `is_awaited`: it is another publisher's, which may delete it soon."""
 
     reason: str
+    is_awaited: bool = False
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
@@ -242,13 +243,14 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     """Consecutive writes that did not settle the object, since what is desired of it changed."""
     problem: str = ""
     is_held: bool = False
-    """Whether it waits for the daemon alone."""
+    """Whether it waits for the daemon, or for another publisher, alone."""
 
     def at(self, when: float) -> Attempt:
         """Make a request by this time; after a failure, not before its backoff ends."""
         if self.is_question:
             return Attempt(when)  # what is in flight is about a former state
-        return self if self.failures and not self.ticket else replace(self, due_at=min(self.due_at, when))
+        is_backoff = self.failures and not self.ticket and not self.is_held
+        return self if is_backoff else replace(self, due_at=min(self.due_at, when))
 
     def restarted(self, when: float) -> Attempt:
         """Make a request by this time, since what is desired has changed: former writes do not count."""
@@ -487,11 +489,11 @@ def decide(  # noqa: PLR0911  (a table)
             return Refuse(_UNNAMED)
         case Present(observed) if not record.is_own(identity) and _is_reported(record, observed, identity):
             # Even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
+            if observed.owner(identity) is Owner.OTHER_PUBLISHER:
+                return Refuse(f"the object of this name belongs to publisher {observed.publisher!r}", is_awaited=True)
             return Refuse(
-                f"the object of this name belongs to publisher {observed.publisher!r}"
-                if observed.owner(identity) is Owner.OTHER_PUBLISHER
-                else "an object with this name exists, and was not created by this command; delete it, or choose "
-                "another --namespace"
+                "an object with this name exists, and was not created by this command; delete it, or choose another "
+                "--namespace"
             )
     if record.wanted is None or record.wanted.received is None:
         return None
