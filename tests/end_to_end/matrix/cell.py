@@ -21,6 +21,7 @@ from tests.end_to_end.matrix.upstreams import TOKEN_LIFE_S, Upstream, open_upstr
 from tests.end_to_end.matrix.validator import Validator
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import eventually
+from tests.support.short_memory import with_short_memory
 
 SETTLED_WITHIN_S = 120.0
 VERIFY_AFTER_S = 10
@@ -136,7 +137,11 @@ class World:
         self.watches: dict[int, Watch] = {}
         """The watch of each daemon's subscriber, by the daemon's number."""
         self.daemons = [self._daemon(number) for number in range(cell.daemons)]
-        self.publishers = [Program(*self._publish(number)) for number in range(cell.daemons) if self._publishes]
+        self.publishers = [
+            Program(*self._publish(number), environ=with_short_memory(directory))
+            for number in range(cell.daemons)
+            if self._publishes
+        ]
 
     @classmethod
     @asynccontextmanager

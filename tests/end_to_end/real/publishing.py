@@ -15,6 +15,7 @@ from tests.end_to_end.kubeconfigs.workspace import COMMANDS, Workspace
 from tests.end_to_end.real.api import RefusedError
 from tests.end_to_end.real.builds import GoProgram, source_directory
 from tests.end_to_end.real.servers import RealApi
+from tests.support.short_memory import with_short_memory
 
 INVENTORY = Path(__file__).parent / "inventory"
 INVENTORY_API = GoProgram(
@@ -131,7 +132,11 @@ class Publishing:
         process = await asyncio.create_subprocess_exec(
             COMMANDS / "milo-discovery",
             *command,
-            env={"HOME": str(workspace.directory), "MILO_DISCOVERY_ADDRESS": workspace.address},
+            env={
+                "HOME": str(workspace.directory),
+                "MILO_DISCOVERY_ADDRESS": workspace.address,
+                **with_short_memory(workspace.directory),
+            },
             stderr=PIPE,
         )
         publishing = cls(process)
