@@ -11,6 +11,7 @@ import msgspec
 
 from milo_discoveryd.sharding.leases import (
     MAX_MEMBERS,
+    MAX_NUMBER,
     PENDING_NAMES,
     PENDING_SIZE,
     GroupState,
@@ -34,9 +35,11 @@ class ObservedWrite(msgspec.Struct, frozen=True):
 
     def follows(self, lease: MemberLease) -> bool:
         """Return whether the Lease as it was seen came later than `lease`, or another program has changed that: what
-        it lacks was not released."""
+        it lacks was not released. Only the numbers of one process in one term are compared: after a restore from a
+        backup, its successor begins with an older one."""
+        is_same = bool(lease.term) and (lease.term, lease.holder) == (self.term, self.holder)
         is_other = lease.renewal == self.renewal and lease.pending != self.pending
-        return bool(lease.term) and lease.term == self.term and (lease.renewal < self.renewal or is_other)
+        return is_same and (lease.renewal < self.renewal < MAX_NUMBER or is_other)
 
 
 class Candidates(msgspec.Struct, frozen=True):

@@ -187,6 +187,8 @@ class WatchStream:
         self._options = options
         self._rotation = rotation
         self._subscription = subscription
+        self._kept = frozenset[str]()
+        """The sources of which the subscriber may keep clusters until the stream is current."""
         self._view = StreamView(asked.wanted, call)
         self._sender = BatchSender(send, options.turns, options.stalled_s, LARGE_BATCH * fleet.log.batch_bytes)
         self._revisions = StreamRevisions(options.epoch, options.signer)
@@ -250,8 +252,8 @@ class WatchStream:
         cursor = await self._begin(has_waited=has_waited)
         turns, has_sent = self._options.turns, False
         while True:
-            if self._subscription is not None and cursor.is_following and cursor.revision >= opened_at:
-                self._subscription.is_current = True
+            if self._is_behind and cursor.is_following and cursor.revision >= opened_at:
+                self._note_current()
             if has_sent and self._rotation and cursor.is_following and self._rotation.is_due():
                 await self._send_renewed(cursor, self._rotation)  # now: there may always be another change
             is_other_view = bool(self._resumption.pending) and await self._update_pending()
@@ -278,6 +280,15 @@ class WatchStream:
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
                 await self._wait(waiter)
+
+    @property
+    def _is_behind(self) -> bool:
+        return self._subscription is not None and not self._subscription.is_current
+
+    def _note_current(self) -> None:
+        assert self._subscription is not None
+        self._subscription.is_current = True
+        self._await_sources()
 
     async def _begin(self, *, has_waited: bool) -> Cursor:
         # After heartbeats of a stream that waits, a subscriber expects a snapshot.
@@ -324,6 +335,9 @@ class WatchStream:
 
     def _await_sources(self) -> None:
         kept = self._resumption.kept_sources
+        if self._is_behind:
+            # Until the subscriber is told what ended while it waited, it may keep that.
+            kept = self._kept = self._kept | kept
         self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), kept)
         if self._subscription is not None:
             self._subscription.is_waited_for = bool(kept)

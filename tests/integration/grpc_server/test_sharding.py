@@ -11,12 +11,21 @@ import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.fleet.changes import steady_now
+from milo_discoveryd.fleet.source import ClusterSource
+from milo_discoveryd.model.observation import Ready
+from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_discoveryd.server.calls.revision import _digest
 from milo_discoveryd.server.calls.stream import BatchSender
+from milo_discoveryd.sharding.assignment import FleetAssignment
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from tests.integration.grpc_server.conftest import Harness, not_ready, ready
 from tests.integration.grpc_server.test_draining import refusal
 from tests.support.eventually import eventually
+from tests.support.sources import new_source
 from tests.unit.fleet.fleets import cluster
+from tests.unit.fleet.test_fleet_malformed import Ledger
+from tests.unit.sharding.test_assignment import ALONE, assign
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
@@ -142,6 +151,36 @@ async def test_ownership_is_renewed_while_the_subscriber_keeps_clusters_of_a_sou
         (subscriber,) = releases._subscribers.values()
         (subscription,) = subscriber.streams
         assert (subscription.is_current, subscription.is_waited_for) == (True, False)
+
+
+async def test_no_cluster_moves_before_a_stream_that_waited_for_a_source_has_sent_what_ended_meanwhile(
+    harness: Harness,
+) -> None:
+    """Found by a reader: once the sources were listed whose clusters the subscriber may keep, what had ended was free,
+    and its ownership was renewed, before it was told: it still waited for another source."""
+    harness.service.shard = Shard()
+    eu, us = (new_source(Ledger(), fleet=harness.fleet, name=name, removals=RemovalLimits()) for name in ("eu", "us"))
+    assignment = FleetAssignment(harness.fleet, 30.0)
+    harness.listed(ready("alpha"))
+    assign(assignment, ALONE)
+    known = "known" + "_".join(f"{_digest(name)}-1" for name in ("", "eu"))
+    revision = f"{'f' * 16}.7.{known}.{'x' * 22}"
+    async with harness.subscriber(confirm_releases=True, subscriber="operator", resume_revision=revision) as mine:
+        await mine.batch()
+        harness.seen(not_ready("alpha"))
+        listing(eu, ready("eu#beta"))
+        await mine.batch()
+        assert assignment.lost() is None
+        listing(us)
+        await mine.until_synced()
+        await eventually(lambda: assignment.lost() is not None)
+
+
+def listing(source: ClusterSource, *found: Ready) -> None:
+    for _ in source.apply(
+        source.collections[0], [ListStarted(), *(Listed(each) for each in found), ListEnded()], steady_now()
+    ):
+        pass
 
 
 async def test_server_info_describes_the_shard_group(harness: Harness) -> None:

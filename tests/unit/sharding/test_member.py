@@ -322,6 +322,27 @@ def test_older_list_takes_no_pending_cluster_from_a_member_whose_acknowledgment_
     assert driver.owned("c")
 
 
+def test_successor_begins_with_the_number_of_a_restored_backup_and_what_it_has_not_released_stays_its_own() -> None:
+    """Found by a reader: others had seen a later number of its predecessor, and took its Lease for an old one."""
+    driver = Driver("b")
+    driver.add("a", Member("a", "a#1", instance="pod"))
+    driver.run(60)
+    backup_at = driver.now
+    driver.run(600)
+    del driver.members["a"]
+    driver.now += 30
+    driver.api.restore(backup_at)
+    driver.run(1, "b")
+    driver.add("a", Member("a", "a#2", instance="pod"))
+    driver.run(60)
+    slow = min(driver.owned("a"))
+    driver.pending = {"a": {slow}}
+    driver.members["a"].leave()
+    driver.run(15)
+    assert slow in driver.api.group.members["a"].pending
+    assert slow not in driver.owned("b")
+
+
 @pytest.mark.parametrize("acknowledged", [0, None])
 def test_pending_clusters_that_another_program_takes_from_a_lease_are_not_released(acknowledged: int | None) -> None:
     driver, _, _ = taking_over()
