@@ -49,6 +49,8 @@ class Candidates(msgspec.Struct, frozen=True):
     members: Mapping[str, ViewMember]
     since: float
     """Since when these are the candidates; infinite before the first read."""
+    other_since: float = inf
+    """Since when they are others than the members of the present view; infinite if they are the same."""
     surplus: int = 0
     """The number of members above `MAX_MEMBERS`."""
 
@@ -173,7 +175,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
     def view_written(self, view: View, version: str, now: float) -> "ObservedGroup":
         leases = msgspec.structs.replace(self.leases, view=view, view_version=version)
         writes = {**dict.fromkeys(view.previous, ObservedWrite("", now)), **self.writes}
-        return msgspec.structs.replace(self.following(view), leases=leases, writes=writes)
+        candidates = self._candidates_of(leases, now)
+        return msgspec.structs.replace(self.following(view), leases=leases, writes=writes, candidates=candidates)
 
     def following(self, view: View | None) -> "ObservedGroup":
         released = self.released if view == self.latest_view else frozenset()
@@ -191,7 +194,16 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             kept = sorted(members, key=lambda name: (name not in present, name))[:MAX_MEMBERS]
             members = {name: members[name] for name in kept}
         since = min(self.candidates.since, now) if members == self.candidates.members else now
-        return Candidates(members, since, surplus)
+        is_same_view = number_of(leases.view) == number_of(self.leases.view)
+        other_since = min(self.candidates.other_since, now) if is_same_view else now
+        is_other = leases.view is None or members != dict(leases.view.members)
+        return Candidates(members, since, other_since if is_other else inf, surplus)
+
+    def are_stable(self, now: float, timing: Timing) -> bool:
+        """Return whether the candidates have not changed for a while, or have been changing for long."""
+        candidates = self.candidates
+        longest = candidates.other_since + timing.longest_debounce_s
+        return now >= min(candidates.since + timing.debounce_s, longest)
 
     # The view
 
@@ -284,6 +296,7 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
     def deadlines(self, timing: Timing) -> Iterator[float]:
         """Yield the times at which something changes without a read."""
         yield self.candidates.since + timing.debounce_s
+        yield self.candidates.other_since + timing.longest_debounce_s
         for lease in self.leases.members.values():
             yield self.removable_at(lease, timing)
             if lease.is_cleared:

@@ -21,6 +21,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """How long the Lease of a member that left the group or was evicted is kept."""
 
     @property
+    def longest_debounce_s(self) -> float:
+        """How long a view waits at most while ever more members join."""
+        return 3 * self.debounce_s
+
+    @property
     def margin_s(self) -> float:
         """The time between the fence and the eviction, in which the subscribers' handlers must end."""
         return self.evict_after_s - self.fence_after_s

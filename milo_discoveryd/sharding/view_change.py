@@ -11,11 +11,13 @@ def next_view(group: ObservedGroup, holder: str, now: float, timing: Timing) -> 
     """Return the next view; None if none is due. Every member that follows the present one has acknowledged it then."""
     view, members = group.leases.view, _next_members(group)
     former: Mapping[str, ViewMember] = {} if view is None else view.members
-    is_stable = now >= group.candidates.since + timing.debounce_s
     if not members and group.candidates.members:
         return None  # present owners continue until a candidate may engage clusters
-    if not (is_stable or (view is not None and _only_loses_leaving_members(group, former, members))):
-        return None
+    if not group.are_stable(now, timing):
+        # Newcomers wait, and what leaving members hand over does not.
+        members = {name: member for name, member in members.items() if former.get(name) == member}
+        if view is None or not _only_loses_leaving_members(group, former, members):
+            return None
     if not group.is_authoritative or (view is None and group.latest_view is not None):
         return None
     if view is not None and (

@@ -343,6 +343,35 @@ def test_successor_begins_with_the_number_of_a_restored_backup_and_what_it_has_n
     assert slow not in driver.owned("b")
 
 
+def joining_every(seconds: float, driver: Driver, until: float) -> float:
+    """Let members join, and return the longest time for which a cluster had no owner."""
+    unowned, number, at = dict.fromkeys(ALL, 0.0), 0, driver.now
+    longest = 0.0
+    while driver.now < until:
+        if driver.now >= at:
+            number, at = number + 1, driver.now + seconds
+            driver.add(f"m{number}", Member(f"m{number}", f"m{number}#1"))
+        driver.run(0.25)
+        owned = set().union(*map(driver.owned, driver.members))
+        unowned = {key: 0.0 if key in owned else since + 0.25 for key, since in unowned.items()}
+        longest = max(longest, *unowned.values())
+    return longest
+
+
+def test_ever_more_members_that_join_do_not_delay_a_view_without_end() -> None:
+    """Found by a reader: a killed member's clusters had no owner as long as others joined every few seconds."""
+    driver = settled("a", "b")
+    del driver.members["a"]
+    assert joining_every(4.0, driver, driver.now + 80.0) <= 61.0
+
+
+def test_members_that_join_do_not_delay_a_hand_over() -> None:
+    driver = settled("a", "b")
+    joining_every(4.0, driver, driver.now + 6.0)
+    driver.members["a"].leave()
+    assert joining_every(4.0, driver, driver.now + 40.0) <= 2.5
+
+
 @pytest.mark.parametrize("acknowledged", [0, None])
 def test_pending_clusters_that_another_program_takes_from_a_lease_are_not_released(acknowledged: int | None) -> None:
     driver, _, _ = taking_over()
