@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -1611,3 +1612,61 @@ def test_objects_that_other_members_have_written_since_the_last_list_are_counted
     settle((one, two), 600.0)
     assert len(one.server.objects) == 42
     assert "the daemon's view lacks 15 of 42 clusters" in one.publication.problems[0]
+
+
+class HangingReads(Publishing):
+    """Reads of the objects in `hanging` fail after 20 s."""
+
+    hanging: frozenset[str] = frozenset()
+    late: tuple[tuple[float, Any], ...] = ()
+
+    def _perform(self, task: Any, request: Request) -> None:
+        if isinstance(request, ReadObject) and request.name in self.hanging:
+            self.late = (*self.late, (self.now + 20.0, task))
+        else:
+            super()._perform(task, request)
+
+    def settle(self, for_s: float = 0.5) -> HangingReads:
+        end = self.now + for_s
+        while self.now < end:
+            for at, task in self.late:
+                if at <= self.now:
+                    self.publication.failed(task, TargetUnavailable("no answer within 20 s"), self.now)
+            self.late = tuple((at, task) for at, task in self.late if at > self.now)
+            super().settle(min(0.25, end - self.now))
+        return self
+
+
+@pytest.mark.parametrize(("total", "lacked", "unread"), [(8, 5, 1), (100, 60, 40)])
+def test_clusters_that_are_lacked_count_as_such_while_their_objects_are_read(total: int, lacked: int, unread: int):
+    """Found by a reader: while a few reads hung, all others were removed, although most of the fleet was lacked."""
+    fleet = fleet_of(total)
+    publishing = HangingReads(resync_s=300.0)
+    publishing.synced(*fleet).settle(5.0)
+    hanging = publishing.hanging = frozenset(one.name for one in fleet[:unread])
+
+    def unanswered(request: Request) -> None:
+        if isinstance(request, Apply) and (request.body or request.status or {})["metadata"]["name"] in hanging:
+            raise TargetUnavailable("no answer within 20 s")
+
+    publishing.before = unanswered
+    unreachable = Connectivity(state=ConnectivityState.UNREACHABLE, since=NOW)
+    publishing.engage(*(dataclasses.replace(one, connectivity=unreachable) for one in fleet[:unread])).settle(1.0)
+    lose(publishing, fleet[:lacked])
+    publishing.settle(120.0)
+    assert len(publishing.server.objects) == total
+    assert "the daemon's view lacks" in publishing.publication.problems[0]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_cluster_that_was_replaced_unseen_is_published_although_it_changes_every_few_seconds(is_restarted: bool):
+    """Found by a reader: each event of the new cluster erased what the daemon had answered about the former one."""
+    others = fleet_of(6)
+    publishing = Publishing(resync_s=300.0).synced(cluster(uid="1"), *others).settle(5.0)
+    if is_restarted:
+        publishing = Publishing(publishing.server, resync_s=300.0)
+    publishing.synced(cluster(uid="2"), *others)
+    for number in range(120):
+        publishing.settle(5.0)
+        publishing.engage(cluster(uid="2", state="REACHABLE" if number % 2 else "UNREACHABLE"))
+    assert publishing.object["metadata"]["annotations"][CLUSTER_UID] == "2"

@@ -178,7 +178,7 @@ class Publication:
         engaged = tuple(new if one is before else one for one in record.engaged)
         record = self._preferring(replace(record, engaged=engaged if before else (*engaged, new)), now)
         if record.wanted is new:
-            if not isinstance(record.end, EndedCluster) or record.end.cluster_uid == cluster.uid:
+            if not self._is_about_former(record, cluster):
                 record = replace(record, end=Unasked())
             if self.renderer.embeds_credentials:
                 record = replace(record, access=self._credential_access(record, before, new, problem, now))
@@ -187,6 +187,13 @@ class Publication:
             if self._removals.problem or self.view is ViewPhase.UNREVIEWED:
                 self._review_soon(now)
         self._put(replace(record, next=record.next.restarted(now)))
+
+    def _is_about_former(self, record: Record, cluster: Cluster) -> bool:
+        """Return whether what is known of an end is about a former cluster of the name, whose object is to go first."""
+        if isinstance(record.end, EndedCluster):
+            return record.end.cluster_uid != cluster.uid
+        is_of = record.observed is None or record.observed.cluster_uid in ("", cluster.uid)
+        return isinstance(record.end, Missing) and not is_of
 
     def _credential_access(
         self, record: Record, before: Engaged | None, new: Engaged, problem: str, now: float

@@ -335,9 +335,13 @@ class Record(msgspec.Struct, frozen=True):
 
     def lacks_cluster(self, identity: Identity) -> bool:
         """Return whether the object is this publisher's, and its cluster is not engaged."""
-        if not isinstance(self.object, Present) or not self.is_own(identity):
+        return isinstance(self.object, Present) and self._may_lack_cluster(identity)
+
+    def _may_lack_cluster(self, identity: Identity) -> bool:
+        """The same, also of an object that is to be read."""
+        if self.observed is None or not self.is_own(identity):
             return False
-        return self.wanted is None or not self._is_of(self.wanted, self.object.observed)
+        return self.wanted is None or not self._is_of(self.wanted, self.observed)
 
     @property
     def is_lacked(self) -> bool:
@@ -361,7 +365,7 @@ class Record(msgspec.Struct, frozen=True):
             case Elsewhere(ask_at, answered_at=answered_at) if not self.is_lacked:
                 is_open = ask_at <= now or answered_at == -math.inf
                 return is_open and answered_at < since and self.lacks_cluster(identity)
-        return self.lacks_cluster(identity)
+        return self._may_lack_cluster(identity)
 
     def removal(self) -> Removal:
         """Return the object for the guard against mass removal."""

@@ -134,7 +134,8 @@ class Removals:
         """Record that the cluster of an object is engaged again: this run may write an object that it has deleted."""
         self._deleted.pop((name, cluster_uid), None)
         self._removed.pop(name, None)
-        self._missing.pop(name, None)
+        if name in self._missing and self._missing[name][0].cluster_uid == cluster_uid:
+            del self._missing[name]
 
     def removed_by_another(self, name: str, now: float) -> None:
         """Record that another member of the shard group has removed an object, as far as is known without evidence that
