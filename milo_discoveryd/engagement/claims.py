@@ -59,8 +59,38 @@ class ValueClaim(msgspec.Struct, frozen=True, order=True, gc=False):
 
 _group = attrgetter("rank", "is_stated", "is_first")
 """Returns the fields that all claims of one group share, in addition to the API server."""
+_object = attrgetter("rank", "is_stated", "is_first", "server", "uid")
+"""Returns the fields that the claims of one object in a group share. A server can show one object by many names."""
 ClaimedCluster = tuple[int, str]
 """The rank of a source, and the key of one of its clusters."""
+
+
+class ManyClaims(msgspec.Struct):
+    """The claims on one value, in lists that are not copied for each change: a user who can create objects determines
+    how many of them claim one value."""
+
+    by_object: list[ValueClaim]
+    """Sorted by group, and by object in the group."""
+    earliest: list[ValueClaim]
+    """The earliest claim of each object in a group, sorted."""
+
+    def insert(self, claim: ValueClaim) -> None:
+        run = _run(self.by_object, claim)
+        at = bisect_left(self.by_object, claim, run.start, run.stop)
+        if at == run.start:
+            if run:
+                del self.earliest[bisect_left(self.earliest, self.by_object[at])]
+            insort(self.earliest, claim)
+        self.by_object.insert(at, claim)
+
+    def remove(self, claim: ValueClaim) -> None:
+        run = _run(self.by_object, claim)
+        at = bisect_left(self.by_object, claim, run.start, run.stop)
+        del self.by_object[at]
+        if at == run.start:
+            del self.earliest[bisect_left(self.earliest, claim)]
+            if len(run) > 1:
+                insort(self.earliest, self.by_object[at])
 
 
 class ValueClaims(ABC):
@@ -74,9 +104,8 @@ class ValueClaims(ABC):
 
     def __init__(self, with_former: set[str]) -> None:
         self.is_active = False
-        self._by_value: dict[str, tuple[ValueClaim, ...] | list[ValueClaim]] = {}
-        """The claims on each value, sorted. More than `_FEW` are in a list, which is not copied for each change: a user
-        who can create objects determines how many of them claim one value."""
+        self._by_value: dict[str, tuple[ValueClaim, ...] | ManyClaims] = {}
+        """The claims on each value; up to `_FEW` are in a tuple, sorted by group, and by object in the group."""
         self._by_key: dict[str, tuple[ValueClaim, ...]] = {}
         """The claims of each cluster's object; the last one is the claim of the object's present state."""
         self._with_former = with_former
@@ -136,7 +165,7 @@ class ValueClaims(ABC):
         if key not in self._by_key:
             return True
         own = self._by_key[key][-1]
-        return self._precedes_all(own, self._by_value[own.value])
+        return self._precedes_all(own, self._earliest(own.value))
 
     def depends_on_order(self, key: str) -> bool:
         """Return whether the object's current claim would not be valid if one list had contained all claims on its
@@ -144,8 +173,9 @@ class ValueClaims(ABC):
         if key not in self._by_key:
             return False
         own = self._by_key[key][-1]
-        claims = self._by_value[own.value]
-        return len(claims) > 1 and not self._precedes_all(_first(own), [*map(_first, claims)])
+        claims = self._earliest(own.value)
+        compared = [_first(claims[at]) for group in _groups(claims) for at in group[:2]]  # of two objects, if there are
+        return len(claims) > 1 and not self._precedes_all(_first(own), compared)
 
     def value(self, key: str) -> str:
         """Return the value that a cluster's object claims at present."""
@@ -156,7 +186,7 @@ class ValueClaims(ABC):
         if key not in self._by_key:
             return set()
         own = self._by_key[key][-1]
-        claims = self._by_value[own.value]
+        claims = self._earliest(own.value)
         return {claims[group.start].rank for group in _groups(claims)} - {own.rank}  # very many can claim one value
 
     def are_of_other_values(self, key: str, uid: str, value: str) -> bool:
@@ -170,44 +200,57 @@ class ValueClaims(ABC):
         return set[ClaimedCluster]().union(*map(self._remove, self._by_key.pop(key, ())))
 
     def _insert(self, claim: ValueClaim) -> set[ClaimedCluster]:
-        others = self._by_value.get(claim.value, ())
-        affected = self._affected(others, claim)
-        if not isinstance(others, list):
-            others = [*others]
-        insort(others, claim)
-        self._store(claim.value, others)
+        claims = self._claims(claim.value)
+        affected = self._affected(claims, claim)
+        claims.insert(claim)
+        self._store(claim.value, claims)
         return affected
 
     def _remove(self, claim: ValueClaim) -> set[ClaimedCluster]:
-        claims = self._by_value.pop(claim.value)
-        others = claims if isinstance(claims, list) else [*claims]
-        del others[bisect_left(others, claim)]
-        if others:
-            self._store(claim.value, others)
+        claims = self._claims(claim.value)
+        claims.remove(claim)
+        if claims.by_object:
+            self._store(claim.value, claims)
             self._kept_engaged.get(claim.value, set()).discard((claim.rank, claim.key))
         else:
+            del self._by_value[claim.value]
             self._kept_engaged.pop(claim.value, None)
-        return self._affected(others, claim)
+        return self._affected(claims, claim)
 
-    def _store(self, value: str, claims: list[ValueClaim]) -> None:
-        self._by_value[value] = claims if len(claims) > _FEW else (*claims,)
+    def _claims(self, value: str) -> ManyClaims:
+        claims = self._by_value.get(value, ())
+        return claims if isinstance(claims, ManyClaims) else ManyClaims([*claims], [*_earliest(claims)])
 
-    def _affected(self, claims: Sequence[ValueClaim], changed: ValueClaim) -> set[ClaimedCluster]:
-        """Return the clusters whose claims are valid only without `changed`, which is not in `claims`."""
+    def _store(self, value: str, claims: ManyClaims) -> None:
+        self._by_value[value] = claims if len(claims.by_object) > _FEW else (*claims.by_object,)
+
+    def _earliest(self, value: str) -> Sequence[ValueClaim]:
+        claims = self._by_value[value]
+        return claims.earliest if isinstance(claims, ManyClaims) else _earliest(claims)
+
+    def _affected(self, claims: ManyClaims, changed: ValueClaim) -> set[ClaimedCluster]:
+        """Return the clusters whose claims are valid only without `changed`, which is not in `claims`.
+
+        Only claims of the earliest object of a group are: others are not valid, or no object states them, and then they
+        precede `changed`. The later ones of one object precede no more than the earlier ones.
+        """
         affected = set[ClaimedCluster]()
-        for group in _groups(claims):
-            for claim in map(claims.__getitem__, group):
-                if not self._precedes(claim, claims[group.start]):
-                    break  # only the earliest claim of a group can be valid, unless no object states the value
-                if not self._precedes(claim, changed) and self._precedes_all(claim, claims):
-                    affected.add((claim.rank, claim.key))
+        for group in _groups(claims.earliest):
+            run = _run(claims.by_object, claims.earliest[group.start])
+            start = bisect_left(
+                claims.by_object, True, run.start, run.stop, key=lambda claim: not self._precedes(claim, changed)
+            )
+            for claim in map(claims.by_object.__getitem__, range(start, run.stop)):
+                if not self._precedes_all(claim, claims.earliest):
+                    break
+                affected.add((claim.rank, claim.key))
         return affected
 
-    def _precedes_all(self, own: ValueClaim, claims: Sequence[ValueClaim]) -> bool:
+    def _precedes_all(self, own: ValueClaim, earliest: Sequence[ValueClaim]) -> bool:
         # A claim that precedes the earliest claim of another object in a group precedes all of the group.
-        return len(claims) == 1 or all(
-            self._precedes(own, next((claims[at] for at in group if not _is_same_object(own, claims[at])), own))
-            for group in _groups(claims)
+        return len(earliest) == 1 or all(
+            self._precedes(own, next((earliest[at] for at in group if not _is_same_object(own, earliest[at])), own))
+            for group in _groups(earliest)
         )
 
     def _precedes(self, own: ValueClaim, other: ValueClaim) -> bool:
@@ -255,6 +298,18 @@ def _is_same_object(claim: ValueClaim, other: ValueClaim) -> bool:
 
 def _first(claim: ValueClaim) -> ValueClaim:
     return msgspec.structs.replace(claim, is_first=True)
+
+
+def _earliest(claims: Sequence[ValueClaim]) -> Sequence[ValueClaim]:
+    """Return the earliest claim of each object in a group, sorted, from claims that are sorted by object."""
+    return sorted({_object(claim): claim for claim in reversed(claims)}.values()) if len(claims) > 1 else claims
+
+
+def _run(claims: Sequence[ValueClaim], claim: ValueClaim) -> range:
+    """Return the indexes of the claims of one object in a group, among claims that are sorted by object."""
+    own = _object(claim)
+    start = bisect_left(claims, own, key=_object)
+    return range(start, bisect_right(claims, own, start, key=_object))
 
 
 def _groups(claims: Sequence[ValueClaim]) -> Iterator[range]:

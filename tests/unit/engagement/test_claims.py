@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from milo_discoveryd.engagement import claims as claims_module
 from milo_discoveryd.engagement import engagement as module
 from milo_discoveryd.engagement.claims import Claimant, FleetEngagements, ValueClaim, ValueClaims, address
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
@@ -510,6 +511,58 @@ def test_clusters_from_kubeconfig_files_may_share_an_address() -> None:
         sources.observe(source, Ready(name, "1", seen))
     sources.observe(0, declared("c", "https://c.example.com"))
     assert sources.engaged == {"a", "b", "c"}
+
+
+def of_one_object(name: str) -> Ready:
+    return Ready("one-object", "1", target(name, BANK))
+
+
+def of_its_uid(name: str) -> Ready:
+    return Ready(BANK, "1", target(name, BANK))
+
+
+def in_a_file(name: str) -> Ready:
+    seen = FileTarget(name=name, uid=name, place=("https://bank.test",), object_namespace="", object_name=name)
+    return Ready(name, "1", seen)
+
+
+@pytest.mark.parametrize("seen", [of_one_object, of_its_uid, in_a_file])
+def test_claims_that_do_not_conflict_are_compared_with_few_others(
+    seen: Callable[[str], Ready], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by measurement: a server that shows one object by 80,000 names took 34 ms for each."""
+    compared, is_same_object = 0, claims_module._is_same_object
+
+    def counted(claim: ValueClaim, other: ValueClaim) -> bool:
+        nonlocal compared
+        compared += 1
+        return is_same_object(claim, other)
+
+    def comparisons(objects: int) -> int:
+        before, fleet = compared, registry_with(object_of("other", "uid-of-other", "other"))
+        found = [seen(f"bank-{number:03}") for number in range(objects)]
+        for observation in found:
+            fleet.observe(observation)
+        assert len(fleet.engaged_names()) == objects + 1
+        for observation in found[:-1]:
+            assert isinstance(observation.target, Target)
+            fleet.observe(ConfirmedDeletion(observation.target.name, observation.uid))
+        assert fleet.engaged_names() == {f"bank-{objects - 1:03}", "other"}
+        return compared - before
+
+    monkeypatch.setattr(claims_module, "_is_same_object", counted)
+    assert comparisons(400) <= 2.5 * comparisons(200)
+
+
+def test_all_names_of_one_object_are_engaged_once_it_replaces_the_object_with_the_earliest_claim() -> None:
+    fleet = registry_with(claims("bank"), of_one_object("shop-x"), of_one_object("shop-y"))
+    assert fleet.engaged_names() == {"bank"}
+    fleet.observe(of_one_object("bank"))
+    assert fleet.engaged_names() == {"bank", "shop-x", "shop-y"}
+    fleet.observe(ConfirmedDeletion("shop-y", "one-object"), claims("thief"))
+    assert fleet.engaged_names() == {"bank", "shop-x"}
+    fleet.observe(ConfirmedDeletion("bank", "one-object"), ConfirmedDeletion("shop-x", "one-object"))
+    assert fleet.engaged_names() == {"thief"}
 
 
 def test_draining_cluster_whose_claim_is_refused_is_disengaged_at_once() -> None:
