@@ -99,7 +99,7 @@ class HostSchedule:
             self._represent_by_another(of_host.name, probe)
         changes = self._schedule.record(of_host, outcome, now)
         found: list[ConnectivityChange] = []
-        for change in changes:
+        for change in filter(None, changes):
             clusters = self._hosts[change.name]
             clusters.connectivity = connectivity = _of_clusters(change.connectivity)
             found += (

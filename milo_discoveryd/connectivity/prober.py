@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import urlsplit
 
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
@@ -45,7 +45,7 @@ class Prober:
         self._report = report
         self._metrics = metrics
         self._clusters: dict[str, Cluster] = {}
-        self._unreported = deque[ConnectivityChange]()
+        self._unreported = deque[Iterator[ConnectivityChange | None]]()
         self._changed = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
 
@@ -72,7 +72,7 @@ class Prober:
         """Send probes until canceled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self._unreported += self._schedule.known_changes()
+                self._unreported.append(iter(self._schedule.known_changes()))
                 self._report_step()
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
@@ -92,11 +92,13 @@ class Prober:
     def _report_step(self) -> None:
         until = self._clock() + STEP_S
         while self._unreported:
-            change = self._unreported.popleft()
-            with log.contained("connectivity not recorded", cluster=change.name):
-                self._report(change)
-            if self._clock() >= until:
-                break
+            for change in self._unreported[0]:
+                if change is not None:
+                    with log.contained("connectivity not recorded", cluster=change.name):
+                        self._report(change)
+                if self._clock() >= until:
+                    return
+            self._unreported.popleft()
 
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:
         try:
@@ -105,5 +107,5 @@ class Prober:
             log.exception("probe failed", cluster=probe.name)
             outcome = ProbeFailed("internal", f"{type(error).__name__} in the daemon; its stack is in the log")
         self._metrics.probed("reached" if isinstance(outcome, ProbeReached) else outcome.cause)
-        self._unreported += self._schedule.record(probe, outcome, Moment(time.time(), self._clock()))
+        self._unreported.append(iter(self._schedule.record(probe, outcome, Moment(time.time(), self._clock()))))
         self._changed.set()

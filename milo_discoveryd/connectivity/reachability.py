@@ -10,7 +10,8 @@ disengages none of them, and neither does an outage of many clusters: then the d
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 import msgspec
 
@@ -106,11 +107,13 @@ class _Host(msgspec.Struct):
     """The number of consecutive probes of the host's clusters without a response."""
     latest: Probe | None = None
     """The probe that was sent last. While the host is down, no other is sent until it has ended."""
-    names: set[str] = msgspec.field(default_factory=set)
+    names: dict[str, None] = msgspec.field(default_factory=dict)
     answering: int = 0
     """The number of clusters whose last probe was answered."""
     reached_at: float = -math.inf
     """When a probe was last answered."""
+    passing: int = 0
+    """Identifies the pass under way that applies an outcome to all clusters of the host; 0 if there is none."""
 
 
 class _ProbedCluster(msgspec.Struct, gc=False):
@@ -118,7 +121,7 @@ class _ProbedCluster(msgspec.Struct, gc=False):
     incarnation: int
     watch: int
     turn: int = 0
-    """Identifies the cluster's valid entry in the host's heap."""
+    """Identifies the cluster's valid entry in the host's heap. It increases with each outcome of its own."""
     state: Reachability = Reachability.UNKNOWN
     detail: str = ""
     """The note or cause that was last reported. A different message with the same cause is not reported."""
@@ -158,7 +161,7 @@ class ProbeSchedule:
         self.forget(name)
         self._turns += 1
         self._watched[name] = _ProbedCluster(host, incarnation, self._turns)
-        self._hosts.setdefault(host, _Host()).names.add(name)
+        self._hosts.setdefault(host, _Host()).names[name] = None
         self._plan(name, now)
 
     def forget(self, name: str) -> None:
@@ -167,7 +170,7 @@ class ProbeSchedule:
             return
         self._unreachable_count -= watched.state is Reachability.UNREACHABLE
         host = self._hosts[watched.host]
-        host.names.discard(name)
+        del host.names[name]
         host.answering -= watched.answers
         if host.names:
             self._enqueue_host(watched.host)
@@ -209,27 +212,52 @@ class ProbeSchedule:
             return None
         return max(self._host_queue[0][0], self._free_at)
 
-    def record(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
-        """Record the outcome of a probe, and return the changes that follow from it."""
+    def record(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> Iterator[ConnectivityChange | None]:
+        """Record the outcome of a probe, and return the changes that follow from it, with None for each cluster that
+        does not change.
+
+        An outcome that applies to all clusters of a host is applied to each when its change is taken from the iterator,
+        unless the cluster or the host has had a later outcome by then.
+        """
         key = self._in_flight.pop(probe)
         watched = self._watched.get(probe.name)
         if watched is None or watched.watch != probe.watch:
             if key in self._hosts:
                 self._enqueue_host(key)
-            return []
+            return iter(())
         host = self._hosts[watched.host]
         was_down = self._is_down(host)
-        host.failures = host.failures + 1 if isinstance(outcome, ProbeFailed) and outcome.is_of_host else 0
-        names = [probe.name]
-        if self._is_down(host):
+        is_of_host = isinstance(outcome, ProbeFailed) and outcome.is_of_host
+        # A probe that was sent before the host was down, as many may have been, says nothing new of the host.
+        is_late = is_of_host and was_down and probe != host.latest
+        if not is_late:
+            host.failures = host.failures + 1 if is_of_host else 0
+        is_down = self._is_down(host)
+        if is_down and not is_late:
             waits = host.failures - self._policy.host_down_after + 1
             host.free_at = now.steady + self._policy.host_backoff.delay(waits, self._jitter)
-            names = sorted(host.names)
-        elif was_down:
-            names += [name for name in sorted(host.names) if self._watched[name].by_host and name != probe.name]
+        turn = self._turns
         self._plan(probe.name, now.steady + self._interval_s(host))
-        changes = (self._connectivity_change(name, outcome, now, by_host=self._is_down(host)) for name in names)
-        return [change for change in changes if change is not None]
+        own = iter((self._connectivity_change(probe.name, outcome, now, by_host=is_down),))
+        # The pass of an outage goes on while its probes fail: if each began another, the last clusters might wait.
+        if is_late or not (was_down or is_down) or (was_down and is_down and host.passing):
+            return own
+        host.passing = turn
+        return chain(own, self._pass(host, turn, outcome, now))
+
+    def _pass(self, host: _Host, turn: int, outcome: ProbeOutcome, now: Moment) -> Iterator[ConnectivityChange | None]:
+        """Apply an outcome to the host's clusters: to all if the host is down, else to those that were down with it."""
+        is_down = self._is_down(host)
+        for name in tuple(host.names):
+            if host.passing != turn:
+                return
+            watched = self._watched.get(name)
+            if watched is None or watched.turn > turn or not (is_down or watched.by_host):
+                yield None
+            else:
+                yield self._connectivity_change(name, outcome, now, by_host=is_down)
+        if host.passing == turn:
+            host.passing = 0
 
     def _connectivity_change(
         self, name: str, outcome: ProbeOutcome, now: Moment, *, by_host: bool

@@ -1,12 +1,17 @@
 """The probe schedule: which cluster is probed when, and what the results mean."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.connectivity.reachability import (
+    ConnectivityChange,
     Probe,
     ProbeFailed,
     ProbeOutcome,
@@ -51,7 +56,7 @@ class ScheduleDriver:
         return found
 
     def tell(self, probe: Probe, outcome: ProbeOutcome) -> list[str]:
-        verdicts = self.schedule.record(probe, outcome, Moment(1000.0 + self.now, self.now))
+        verdicts = [*filter(None, self.schedule.record(probe, outcome, Moment(1000.0 + self.now, self.now)))]
         for verdict in verdicts:
             self.state[verdict.name] = verdict.connectivity.state
         return [f"{verdict.name} {verdict.connectivity.state.value}" for verdict in verdicts]
@@ -95,7 +100,7 @@ def test_http_error_counts_as_reachable() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     (probe,) = driver.due()
-    (verdict,) = driver.schedule.record(probe, ProbeReached("Unauthorized"), Moment(5.0, driver.now))
+    (verdict,) = filter(None, driver.schedule.record(probe, ProbeReached("Unauthorized"), Moment(5.0, driver.now)))
     assert (verdict.connectivity.state, verdict.connectivity.message) == (REACHABLE, "Unauthorized")
     assert verdict.connectivity.since == 5.0
 
@@ -227,6 +232,150 @@ def test_unreachable_host_has_one_probe_at_a_time_while_those_end_that_were_sent
         driver.tell(probe, GONE)
     driver.now += 20.0
     assert driver.due() == []
+
+
+OUTAGE = msgspec.structs.replace(
+    POLICY, rate_per_s=1000.0, host_rate_per_s=1000.0, at_once=100, unreachable_after_s=0.0
+)
+
+
+class StepwiseDriver:
+    """A host with probes in flight, whose changes are taken one by one, in the order of the outcomes."""
+
+    def __init__(self, clusters: int = 10) -> None:
+        self.schedule = ProbeSchedule(OUTAGE, lambda: 0.5)
+        self.now = 100.0
+        self.names = [f"p-{number:03}" for number in range(clusters)]
+        for name in self.names:
+            self.engage(name)
+        self.now += 1.0
+        self.in_flight = deque(self.schedule.due(self.now))
+        self.outcomes = deque[Iterator[ConnectivityChange | None]]()
+        self.state: dict[str, Reachability] = {}
+
+    def engage(self, name: str, incarnation: int = 1) -> None:
+        self.schedule.watch(name, "h", incarnation, self.now)
+
+    def end_next(self, *outcomes: ProbeOutcome) -> None:
+        for outcome in outcomes:
+            self.now += 0.01
+            probe = self.in_flight.popleft()
+            self.outcomes.append(self.schedule.record(probe, outcome, Moment(self.now, self.now)))
+
+    def take(self, steps: int = 10_000) -> list[str]:
+        """Take this many steps at most. Return the clusters that changed."""
+        changes = [*filter(None, islice(chain.from_iterable(self.outcomes), steps))]
+        self.state |= {change.name: change.connectivity.state for change in changes}
+        return [change.name for change in changes]
+
+
+def test_each_outage_is_applied_once_to_the_clusters_of_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 probes that timed out together each changed all 100,000 clusters of their host, for 12 seconds."""
+    applied: list[str] = []
+    apply = ProbeSchedule._connectivity_change
+
+    def count(schedule: ProbeSchedule, name: str, *args: Any, **kwargs: Any) -> ConnectivityChange | None:
+        applied.append(name)
+        return apply(schedule, name, *args, **kwargs)
+
+    monkeypatch.setattr(ProbeSchedule, "_connectivity_change", count)
+    driver = StepwiseDriver(clusters=500)
+    while driver.in_flight:
+        driver.end_next(GONE)
+        for _ in driver.outcomes.pop():
+            pass
+    assert set(applied) == set(driver.names)
+    assert len(applied) <= 2 * 500 + 100
+
+
+def test_answer_ends_the_outage_that_is_being_applied() -> None:
+    driver = StepwiseDriver()
+    driver.end_next(GONE, GONE, GONE)
+    driver.take(8)
+    assert UNREACHABLE in driver.state.values()
+    assert len(driver.state) < 10
+    driver.end_next(ProbeReached())
+    driver.take()
+    assert len(driver.state) < 10
+    driver.end_next(*[ProbeReached()] * 6)
+    driver.take()
+    assert driver.state == dict.fromkeys(driver.names, REACHABLE) | {"p-000": UNREACHABLE, "p-001": UNREACHABLE}, (
+        "two failed before their host was down, and must themselves be probed successfully"
+    )
+
+
+def test_answer_in_the_last_step_of_an_outage_is_applied_to_its_clusters() -> None:
+    driver = StepwiseDriver()
+    driver.end_next(GONE, GONE, GONE)
+    driver.take(13)
+    driver.end_next(ProbeReached())
+    driver.take()
+    assert [name for name, state in driver.state.items() if state is REACHABLE] == driver.names[2:]
+
+
+def test_outage_ends_the_recovery_that_is_being_applied() -> None:
+    driver = StepwiseDriver(clusters=20)
+    driver.end_next(GONE, GONE, GONE)
+    driver.take()
+    driver.end_next(ProbeReached())
+    driver.take(6)
+    driver.end_next(GONE, GONE, GONE)
+    driver.take()
+    assert driver.state == dict.fromkeys(driver.names, UNREACHABLE)
+
+
+def test_outage_that_is_being_applied_changes_no_cluster_with_a_later_outcome_or_another_endpoint() -> None:
+    driver = StepwiseDriver()
+    driver.end_next(GONE, GONE, GONE)
+    driver.schedule.forget("p-009")
+    driver.engage("p-008", incarnation=2)
+    driver.engage("p-010")
+    driver.end_next(ProbeFailed("dns", "no such host", is_of_host=True))
+    messages = [change.connectivity.message for change in chain.from_iterable(driver.outcomes) if change]
+    assert messages.count("dns: no such host") == 1
+    assert len(messages) == 8
+
+
+def test_outage_that_goes_on_is_applied_to_the_last_cluster() -> None:
+    driver = StepwiseDriver(clusters=50)
+    driver.end_next(GONE, GONE, GONE)
+    driver.in_flight = deque([driver.in_flight.pop()])  # the others do not end
+    for _ in range(30):
+        driver.end_next(GONE)
+        driver.take(4)
+        driver.now += 100.0
+        driver.in_flight += driver.schedule.due(driver.now)
+    assert driver.state == dict.fromkeys(driver.names, UNREACHABLE)
+
+
+@given(st.lists(st.sampled_from(["ok", "sick", "gone", "take", "wait", "engage", "forget"]), max_size=80))
+def test_changes_taken_step_by_step_end_in_the_last_state(steps: list[str]) -> None:
+    driver = StepwiseDriver()
+    for number, step in enumerate(steps):
+        match step:
+            case "take":
+                driver.take(2)
+            case "wait":
+                driver.now += 20.0
+                driver.in_flight += driver.schedule.due(driver.now)
+            case "engage":
+                driver.engage(driver.names[number % 10], incarnation=number)
+            case "forget":
+                driver.schedule.forget(driver.names[number % 10])
+            case _ if driver.in_flight:
+                driver.end_next({"ok": ProbeReached(), "sick": SICK, "gone": GONE}[step])
+            case _:
+                pass
+    driver.take()
+    for name, watched in driver.schedule._watched.items():
+        if watched.state is not Reachability.UNKNOWN:
+            assert driver.state[name] is watched.state
+    for _ in range(20):
+        driver.end_next(*[ProbeReached()] * len(driver.in_flight))
+        driver.now += 20.0
+        driver.in_flight += driver.schedule.due(driver.now)
+    driver.take()
+    assert {driver.state[name] for name in driver.schedule._watched} <= {REACHABLE}
 
 
 def test_probe_result_of_earlier_incarnation_is_ignored() -> None:

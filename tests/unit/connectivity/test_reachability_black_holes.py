@@ -37,7 +37,7 @@ def first_reports(clusters: int, black_holes: int, *, minutes: float = 5.0) -> d
         while under_way and under_way[0][0] <= now:
             _, _, probe = heapq.heappop(under_way)
             outcome: ProbeOutcome = SWALLOWED if probe.name.startswith("dead") else ProbeReached()
-            for verdict in schedule.record(probe, outcome, Moment(now, now)):
+            for verdict in filter(None, schedule.record(probe, outcome, Moment(now, now))):
                 known.setdefault(verdict.name, now)
     return {name: at for name, at in known.items() if name.startswith("well")}
 

@@ -40,7 +40,7 @@ class ClusterFleet:
                 if probe.name in self.hanging:
                     continue
                 outcome = self.away.get(probe.name, ProbeReached())
-                for verdict in self.schedule.record(probe, outcome, Moment(1000.0 + self.now, self.now)):
+                for verdict in filter(None, self.schedule.record(probe, outcome, Moment(1000.0 + self.now, self.now))):
                     if verdict.disengages:
                         self.given_up.setdefault(verdict.name, self.now)
             after = self.schedule.next_at
