@@ -200,6 +200,9 @@ class ValueClaims(ABC):
         return set[ClaimedCluster]().union(*map(self._remove, self._by_key.pop(key, ())))
 
     def _insert(self, claim: ValueClaim) -> set[ClaimedCluster]:
+        if claim.value not in self._by_value:  # as that of most
+            self._by_value[claim.value] = (claim,)
+            return set()
         claims = self._claims(claim.value)
         affected = self._affected(claims, claim)
         claims.insert(claim)
@@ -218,7 +221,7 @@ class ValueClaims(ABC):
         return self._affected(claims, claim)
 
     def _claims(self, value: str) -> ManyClaims:
-        claims = self._by_value.get(value, ())
+        claims = self._by_value[value]
         return claims if isinstance(claims, ManyClaims) else ManyClaims([*claims], [*_earliest(claims)])
 
     def _store(self, value: str, claims: ManyClaims) -> None:

@@ -526,7 +526,7 @@ class Engagements:
 
     def _update(self, record: ClusterRecord, cluster: Cluster, now: Moment) -> list[Event]:
         before = record.cluster
-        if before is not None and before.target is not cluster.target:
+        if self.releases.is_sharded and before is not None and before.target is not cluster.target:
             self.releases.note_change(before, cluster, now.steady)
         updated = Event(EventType.UPDATED, cluster)
         self.log.append(record.entry, updated, now.steady)

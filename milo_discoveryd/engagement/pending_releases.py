@@ -256,8 +256,7 @@ class PendingReleases:
 
     def note_change(self, before: Cluster, cluster: Cluster, now: float) -> None:
         """Record a change of a cluster, which ends for the subscribers whose view it leaves."""
-        if self.is_sharded:
-            self._note(cluster.target.name, now, lambda untold: untold.sees(before) and not untold.sees(cluster))
+        self._note(cluster.target.name, now, lambda untold: untold.sees(before) and not untold.sees(cluster))
 
     def _note(self, name: str, now: float, has_lost: Callable[[_Subscriber], bool]) -> None:
         untold = self._untold(now)

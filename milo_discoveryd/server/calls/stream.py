@@ -250,9 +250,10 @@ class WatchStream:
             await self._update_pending()
         self._follow_rights()
         cursor = await self._begin(has_waited=has_waited)
-        turns, has_sent = self._options.turns, False
+        turns, has_sent, is_behind = self._options.turns, False, self._subscription is not None
         while True:
-            if self._is_behind and cursor.is_following and cursor.revision >= opened_at:
+            if is_behind and cursor.is_following and cursor.revision >= opened_at:
+                is_behind = False
                 self._note_current()
             if has_sent and self._rotation and cursor.is_following and self._rotation.is_due():
                 await self._send_renewed(cursor, self._rotation)  # now: there may always be another change
@@ -280,10 +281,6 @@ class WatchStream:
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
                 await self._wait(waiter)
-
-    @property
-    def _is_behind(self) -> bool:
-        return self._subscription is not None and not self._subscription.is_current
 
     def _note_current(self) -> None:
         assert self._subscription is not None
@@ -334,13 +331,13 @@ class WatchStream:
         return is_changed
 
     def _await_sources(self) -> None:
-        kept = self._resumption.kept_sources
-        if self._is_behind:
-            # Until the subscriber is told what ended while it waited, it may keep that.
-            kept = self._kept = self._kept | kept
+        kept, subscription = self._resumption.kept_sources, self._subscription
+        if subscription is not None:
+            if not subscription.is_current:
+                # Until the subscriber is told what ended while it waited, it may keep that.
+                kept = self._kept = self._kept | kept
+            subscription.is_waited_for = bool(kept)
         self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), kept)
-        if self._subscription is not None:
-            self._subscription.is_waited_for = bool(kept)
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""

@@ -43,7 +43,7 @@ BUDGETS = {
     "idle": Budget(690, 356, 1_100, units=4, functions="digest serialize", further_functions="digest serialize"),
     "kind_declarative": Budget(18_400, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "kind_project": Budget(5_700, 0, 1_200, units=100, functions="decode encode encode sort sum"),
-    "kind_project_control_plane": Budget(7_700, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
+    "kind_project_control_plane": Budget(8_000, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "kind_service_consumer": Budget(9_800, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "late_snapshot": Budget(9_200, 430, 1_100, units=1000, functions="serialize"),
     "listing": Budget(14_600, 14_600, 1_050, 1_050, units=500),

@@ -256,7 +256,6 @@ BEFORE, AFTER = (cluster("a", labels={"tier": tier}) for tier in ("gold", "silve
 
 def test_cluster_that_leaves_the_view_of_a_subscriber_without_a_stream_has_ended_for_it() -> None:
     releases = PendingReleases()
-    releases.is_sharded = True
     streams = [stream(view=GOLD), stream(TWO)]
     for of in streams:
         finish(releases.open(of, 0.0))
@@ -275,7 +274,6 @@ def test_cluster_that_leaves_the_view_of_a_subscriber_without_a_stream_has_ended
 
 def test_cluster_that_ends_again_is_kept_for_the_subscriber_that_owns_it_longest() -> None:
     releases = PendingReleases()
-    releases.is_sharded = True
     streams = [stream(), stream(TWO, GOLD)]
     for at, of in enumerate(streams):
         finish(releases.open(of, 0.0))
@@ -283,14 +281,6 @@ def test_cluster_that_ends_again_is_kept_for_the_subscriber_that_owns_it_longest
     releases.note_change(BEFORE, AFTER, 2.0)
     releases.note_unreached(AFTER, 2.0)
     assert [*releases.unreached(0.9 + OWNED_S)] == ["a"]
-
-
-def test_without_a_shard_group_no_change_of_a_cluster_is_recorded() -> None:
-    releases = PendingReleases()
-    finish(releases.open(of := stream(view=GOLD), 0.0))
-    releases.close(of, 1.0)
-    releases.note_change(BEFORE, AFTER, 2.0)
-    assert ([*releases.unreached(2.0)], releases.compared) == ([], 0)
 
 
 def test_ownership_is_not_renewed_before_a_stream_told_its_subscriber_what_ended_while_it_had_none() -> None:
