@@ -8,6 +8,7 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
 from milo_discoveryd.model.object_state import ObjectState
+from milo_kube.label_selector import parse
 from tests.unit.fleet.fleets import at, engagements, finish, malformed, not_ready, ready, wall
 
 KEY = SubscriberKey("caller", "operator")
@@ -67,6 +68,18 @@ def test_object_state_of_another_members_cluster_is_tracked_without_events() -> 
     assert fleet.commit([ready(version="9")], at(2)) == []
     assert record(fleet).state is ObjectState.UNASSIGNED
     assert fleet.commit([malformed(version="10")], at(3)) == []
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_cluster_that_leaves_a_filter_is_unreached_only_in_a_shard_group(*, is_sharded: bool) -> None:
+    fleet = engagements()
+    fleet.releases.is_sharded = is_sharded
+    fleet.commit([ready(labels={"tier": "gold"})], at(0))
+    gold = Subscription(KEY, "", Filter(selector=parse("tier=gold"), confirms_releases=True))
+    finish(fleet.releases.open(gold, 0.0))
+    fleet.releases.close(gold, 1.0)
+    fleet.commit([ready(version="2", labels={"tier": "silver"})], at(2))
+    assert [*fleet.releases.unreached(2.0)] == ["a"] * is_sharded
 
 
 def test_moved_cluster_is_disengaged_at_once_if_no_subscriber_confirms_releases() -> None:
