@@ -432,7 +432,7 @@ class Member:
     def _has_ended(self, former: MemberLease) -> bool:
         """Return whether the process that holds the Lease has ended, and all before it: no operator but the one beside
         this process may act on their events."""
-        is_beside = bool(self._instance) and former.instance == self._instance  # also by the own write of that
+        is_beside = bool(self._instance) and former.instance == self._instance  # as an unanswered own write says too
         return is_beside or (former.is_stopped and former.holder != self.holder)
 
     def _must_wait_for(self, lease: MemberLease, phase: Joining | Lost) -> bool:
