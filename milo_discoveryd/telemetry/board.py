@@ -56,6 +56,8 @@ SORTED_AT_ONCE = 500
 """The number of clusters that are sorted or merged before the event loop may run other tasks."""
 LISTING_SHARE = 0.02
 """The share of the event loop's time that listings for one query may take."""
+_LISTINGS = 4
+"""The maximum number of listings that are kept: each may have a row for every cluster."""
 _NAMES_SHOWN = 3
 _LONGEST = 200
 """Maximum length of caller-supplied text in a subscriber's row: there may be thousands of rows."""
@@ -115,7 +117,7 @@ class StatusBoard:
         self._credential_of = credential_of
         self._shard = shard
         self._configuration = configuration
-        self._listings: dict[tuple[str, str], _Listing] = {}
+        self._listings: dict[tuple[tuple[str, ...], str], _Listing] = {}
 
     async def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
         """Return the status. Searching the clusters lets other tasks run in between."""
@@ -165,7 +167,7 @@ class StatusBoard:
 
         A result is reused for a while, so that a repeated query takes at most LISTING_SHARE of the event loop's time.
         """
-        key = (question.search, question.state)
+        key = (tuple(question.words), question.state)
         self._listings = {key: listing for key, listing in self._listings.items() if listing.until > time.monotonic()}
         if (kept := self._listings.get(key)) is not None:
             return kept.clusters
@@ -177,6 +179,8 @@ class StatusBoard:
             busy_s += time.thread_time() - began
             await asyncio.sleep(0)
             began = time.thread_time()
+        for oldest in list(self._listings)[: 1 - _LISTINGS]:
+            del self._listings[oldest]
         self._listings[key] = _Listing(found, time.monotonic() + busy_s / LISTING_SHARE)
         return found
 

@@ -114,6 +114,15 @@ async def test_status_of_2000_projects_blocks_the_event_loop_only_briefly(
     assert min(longest) < LONGEST_S
 
 
+async def test_few_listings_are_kept_whatever_is_searched(board: StatusBoard) -> None:
+    for query in range(10):
+        await board.status(ClusterQuery(search=f"project-{query}"), with_names=True)
+    kept = set(board._listings)
+    assert len(kept) == 4
+    await board.status(ClusterQuery(search=" PROJECT-9  "), with_names=True)
+    assert set(board._listings) == kept, "the same words in another spelling"
+
+
 async def test_listing_of_a_large_fleet_is_sorted_in_steps(board: StatusBoard, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = 0
 
