@@ -2,10 +2,14 @@ package discovery
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
 )
+
+// errMoved is returned for a request that was not sent.
+var errMoved = errors.New("the cluster moved to another endpoint while the request waited for a connection")
 
 const (
 	// A kubeconfig is not used for the last 5 s of its lifetime, or the last tenth if that is shorter: requests take time.
@@ -27,6 +31,9 @@ type EngagedCluster struct {
 	ttl    time.Duration
 	ctx    context.Context // for requests of kubeconfigs; canceled when the engagement ends
 	cancel context.CancelCauseFunc
+	// place is canceled when the cluster leaves its endpoint, and with ctx.
+	place context.Context
+	leave context.CancelCauseFunc
 
 	mu         sync.Mutex
 	current    Cluster
@@ -45,6 +52,7 @@ type EngagedCluster struct {
 func newEngagedCluster(ctx context.Context, client *Client, ttl time.Duration) *EngagedCluster {
 	e := &EngagedCluster{client: client, ttl: ttl, updated: make(chan struct{}), pushed: make(chan struct{})}
 	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	e.place, e.leave = context.WithCancelCause(e.ctx)
 	e.retries = retries{policy: issueBackoff, draw: rand.Float64}
 	return e
 }
@@ -71,8 +79,20 @@ func (e *EngagedCluster) Updated() <-chan struct{} {
 // refreshed. Call Kubeconfig again for later requests. Once the cluster is disengaged, it fails with [*Disengaged]:
 // another project may have the name.
 func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
+	k, _, err := e.located(ctx)
+	return k, err
+}
+
+// located returns a currently valid kubeconfig, and the place of its server.
+func (e *EngagedCluster) located(ctx context.Context) (*Kubeconfig, context.Context, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	k, err := e.valid(ctx)
+	return k, e.place, err
+}
+
+// valid returns a currently valid kubeconfig. It is called with the lock held, which it releases while it waits.
+func (e *EngagedCluster) valid(ctx context.Context) (*Kubeconfig, error) {
 	for {
 		if e.ctx.Err() != nil {
 			return nil, context.Cause(e.ctx)
@@ -185,6 +205,8 @@ func (e *EngagedCluster) update(event Event) {
 	defer e.mu.Unlock()
 	if event.Cluster.Endpoint != e.current.Endpoint {
 		e.kubeconfig, e.failure, e.notBefore = nil, nil, time.Time{} // another project may have the former endpoint
+		e.leave(errMoved)
+		e.place, e.leave = context.WithCancelCause(e.ctx)
 	}
 	e.current = event.Cluster
 	if event.Kubeconfig != nil {

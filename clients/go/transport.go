@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"go.miloapis.com/discovery/internal/permit"
 )
 
 // maxDiscarded is how much of the response to a rejected request is read, so that its connection can be reused.
@@ -26,8 +28,8 @@ const maxDiscarded = 64 << 10
 //
 // The credential is replaced before it expires and after a 401, without interrupting open requests. It is sent to the
 // server of its kubeconfig only: redirects are errors, and a cluster that moves is followed. Once the cluster is
-// disengaged, requests fail with [*Disengaged], because another project may have the name. Clusters of a client share
-// connections.
+// disengaged, requests fail with [*Disengaged], because another project may have the name. A request that still waits
+// for a connection when the cluster moves fails too. Clusters of a client share connections.
 func (e *EngagedCluster) Transport() http.RoundTripper {
 	return &transport{cluster: e, base: e.Current().Endpoint}
 }
@@ -39,16 +41,16 @@ type transport struct {
 
 // RoundTrip sends the request, and once again with a newer credential if the first one was rejected.
 func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
-	used, err := t.cluster.Kubeconfig(request.Context())
+	used, place, err := t.cluster.located(request.Context())
 	if err != nil {
 		closeBody(request)
 		return nil, err
 	}
-	response, err := t.send(request, used)
+	response, err := t.send(place, request, used)
 	if err != nil || response.StatusCode != http.StatusUnauthorized {
 		return response, err
 	}
-	newer := t.cluster.newerThan(request.Context(), used) // also for the next request
+	newer, place := t.cluster.newerThan(request.Context(), used) // also for the next request
 	if newer == nil {
 		return response, nil
 	}
@@ -58,11 +60,12 @@ func (t *transport) RoundTrip(request *http.Request) (*http.Response, error) {
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, maxDiscarded))
 	_ = response.Body.Close()
-	return t.send(again, newer)
+	return t.send(place, again, newer)
 }
 
-func (t *transport) send(request *http.Request, with *Kubeconfig) (*http.Response, error) {
-	access, err := t.cluster.accessFor(with)
+// send sends a request, unless the cluster leaves its place before.
+func (t *transport) send(place context.Context, request *http.Request, with *Kubeconfig) (*http.Response, error) {
+	access, err := t.cluster.accessFor(place, with)
 	if err != nil {
 		closeBody(request)
 		return nil, err
@@ -72,7 +75,7 @@ func (t *transport) send(request *http.Request, with *Kubeconfig) (*http.Respons
 		closeBody(request)
 		return nil, err
 	}
-	response, err := access.connections.RoundTrip(authorized)
+	response, err := permit.RoundTrip(func() error { return context.Cause(place) }, access.connections, authorized)
 	if err != nil || !isRedirect(response.StatusCode) {
 		return response, err
 	}
@@ -109,13 +112,14 @@ func isRedirect(status int) bool {
 	return status >= http.StatusMultipleChoices && status < http.StatusBadRequest && status != http.StatusNotModified
 }
 
-// newerThan returns a kubeconfig that replaced a rejected one, or nil if there is none. It requests one if necessary.
-func (e *EngagedCluster) newerThan(ctx context.Context, rejected *Kubeconfig) *Kubeconfig {
+// newerThan returns a kubeconfig that replaced a rejected one, and the place of its server, or nil if there is none. It
+// requests one if necessary.
+func (e *EngagedCluster) newerThan(ctx context.Context, rejected *Kubeconfig) (*Kubeconfig, context.Context) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.kubeconfig == rejected {
 		if !e.startRenewal(time.Now()) {
-			return nil
+			return nil, nil
 		}
 		renewal, pushed := e.renewal, e.pushed
 		e.mu.Unlock()
@@ -127,9 +131,9 @@ func (e *EngagedCluster) newerThan(ctx context.Context, rejected *Kubeconfig) *K
 		e.mu.Lock()
 	}
 	if e.ctx.Err() != nil || e.kubeconfig == rejected {
-		return nil
+		return nil, nil
 	}
-	return e.kubeconfig
+	return e.kubeconfig, e.place
 }
 
 // access is how to send requests with one kubeconfig.
@@ -140,10 +144,14 @@ type access struct {
 	release     func()
 }
 
-// accessFor returns how to send requests with a kubeconfig, which becomes the current one.
-func (e *EngagedCluster) accessFor(k *Kubeconfig) (*access, error) {
+// accessFor returns how to send requests with a kubeconfig, which becomes the current one, or the reason why the cluster
+// is no longer at the place.
+func (e *EngagedCluster) accessFor(place context.Context, k *Kubeconfig) (*access, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if place.Err() != nil {
+		return nil, context.Cause(place)
+	}
 	if e.access != nil && e.accessOf == k {
 		return e.access, nil
 	}

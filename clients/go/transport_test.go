@@ -2,6 +2,7 @@ package discovery_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
@@ -35,7 +36,7 @@ type site struct {
 	answer   http.HandlerFunc // in place of 200, if not nil
 }
 
-func newSite(t *testing.T) *site {
+func newSite(t *testing.T, configure ...func(*httptest.Server)) *site {
 	t.Helper()
 	s := &site{t: t, daemon: discoverytest.New(t), token: "first", accepted: "first"}
 	s.server = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
@@ -44,6 +45,9 @@ func newSite(t *testing.T) *site {
 		if state == http.StateNew {
 			s.conns.Add(1)
 		}
+	}
+	for _, each := range configure {
+		each(s.server)
 	}
 	s.server.StartTLS()
 	t.Cleanup(s.server.Close)
@@ -192,6 +196,63 @@ func TestTransportFollowsTheClusterAndEndsWithIt(t *testing.T) {
 	}
 	if ended.Reason != discovery.ReasonDeleted {
 		t.Errorf("got %v, want DELETED", ended)
+	}
+}
+
+func TestRequestThatWaitsForAConnectionIsNotSentToAFormerPlace(t *testing.T) {
+	leave := map[string]func(*site){
+		"moved": func(s *site) {
+			s.daemon.Update("alpha", func(c *discovery.Cluster) { c.Endpoint = s.server.URL + "/moved" })
+		},
+		"disengaged": func(s *site) { s.daemon.Disengage("alpha", discovery.ReasonDeleted) },
+	}
+	for _, protocol := range []string{"http/1.1", "h2"} {
+		for how, left := range leave {
+			t.Run(protocol+" "+how, func(t *testing.T) {
+				arrived, opened := make(chan struct{}, 1), make(chan struct{})
+				s := newSite(t, func(server *httptest.Server) {
+					server.EnableHTTP2 = protocol == "h2"
+					server.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+						arrived <- struct{}{}
+						<-opened
+						return nil, nil
+					}}
+				})
+				cluster := s.engage("alpha")["alpha"]
+				transport, url, updated := cluster.Transport(), cluster.Current().Endpoint+"/version", cluster.Updated()
+				sent := make(chan error)
+				go func() {
+					_, err := send(t, transport, http.MethodPost, url, strings.NewReader("content"))
+					sent <- err
+				}()
+				<-arrived
+				left(s)
+				var ended *discovery.Disengaged
+				if how == "moved" {
+					<-updated
+				}
+				for how == "disengaged" && ended == nil {
+					_, err := cluster.Kubeconfig(t.Context())
+					errors.As(err, &ended)
+				}
+				close(opened)
+				err := <-sent
+				if how == "moved" && !strings.Contains(fmt.Sprint(err), "moved to another endpoint") ||
+					how == "disengaged" && !errors.As(err, &ended) {
+					t.Errorf("error %v", err)
+				}
+				if how == "moved" {
+					if code, err := send(t, transport, http.MethodGet, url, nil); err != nil || code != http.StatusOK {
+						t.Errorf("afterwards: status %d, error %v; want 200", code, err)
+					}
+				}
+				for _, request := range s.requests {
+					if request.URL.Path != "/moved/version" {
+						t.Errorf("sent to %s", request.URL.Path)
+					}
+				}
+			})
+		}
 	}
 }
 

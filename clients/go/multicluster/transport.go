@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+
+	"go.miloapis.com/discovery/internal/permit"
 )
 
 // engagedTransport is the transport of all clients of a cluster. It sends no requests once the engagement has ended:
@@ -17,20 +19,27 @@ type engagedTransport struct {
 }
 
 func (t *engagedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
-	var ended *Disengaged
-	// If the context was canceled because the process exits, requests may finish.
-	if t.owned.Err() != nil && errors.As(context.Cause(t.owned), &ended) {
+	if ended := t.ended(); ended != nil {
 		if request.Body != nil { // a RoundTripper has to close the request body, even on errors
 			_ = request.Body.Close()
 		}
 		return nil, ended
 	}
-	response, err := t.base.RoundTrip(request)
+	response, err := permit.RoundTrip(t.ended, t.base, request)
 	if err != nil || !isRedirect(response.StatusCode) {
 		return response, err
 	}
 	_ = response.Body.Close()
 	return nil, fmt.Errorf("redirect refused: the cluster responded to %s %s with %s", request.Method, request.URL.Path, response.Status)
+}
+
+// ended returns why the engagement ended, or nil. If the process exits, requests may finish.
+func (t *engagedTransport) ended() error {
+	var ended *Disengaged
+	if errors.As(context.Cause(t.owned), &ended) {
+		return ended
+	}
+	return nil
 }
 
 // WrappedRoundTripper returns the wrapped transport, for client-go.
