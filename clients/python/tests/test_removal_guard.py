@@ -253,3 +253,14 @@ def test_objects_that_another_member_removed_count_as_missing_until_they_exist_a
     removals.restored("p-2")
     removals.review(rest, 7, 2.0)
     assert removals.problem == ""
+
+
+def test_hold_stays_while_no_missing_cluster_can_be_judged():
+    removals, rest = removed_three_of_seven(), missing(5)[3:]
+    removals.review(rest, 4, SECOND_LOOK_S + 1)
+    removals.review([], 4, 2 * RECENT_S, others=2, are_all_known=False)
+    assert removals.problem.startswith("the daemon's view lacks 5 of 7 clusters")
+    removals.review(rest, 4, 2 * RECENT_S + 1)
+    assert removals.review(rest, 4, 2 * RECENT_S + SECOND_LOOK_S + 1) == []
+    removals.review([], 4, 3 * RECENT_S)
+    assert removals.problem == ""

@@ -664,7 +664,7 @@ class Publication:
         is_gone = isinstance(record.object, records.AbsentObject | Finalizing)
         # `EndedCluster` was reported by an event, or judged by this publisher.
         is_unexplained = before.wanted is None and not isinstance(before.end, EndedCluster)
-        if self.identity.group and is_gone and is_unexplained and before.is_own(self.identity):
+        if is_gone and is_unexplained and before.is_own(self.identity):
             self._removals.removed_by_another(record.name, now)
         return self._preferring(record, now)
 

@@ -364,7 +364,7 @@ class Record(msgspec.Struct, frozen=True):
                 return False
             case Elsewhere(ask_at, answered_at=answered_at) if not self.is_lacked:
                 is_open = ask_at <= now or answered_at == -math.inf
-                return is_open and answered_at < since and self.lacks_cluster(identity)
+                return is_open and answered_at < since and self._may_lack_cluster(identity)
         return self._may_lack_cluster(identity)
 
     def removal(self) -> Removal:

@@ -99,7 +99,9 @@ class Removals:
             self._removed = {name: at for name, at in self._removed.items() if now <= at + RECENT_S}
         removed = len(self._removed.keys() - {removal.name for removal in missing})
         lacking, published = len(missing) + others + removed, published + removed
-        is_held = self._is_held = bool(missing) and is_mass(lacking, published) and not self.accepts
+        # What is held stays so while nothing can be judged: what was removed before counts only as long as that.
+        can_hold = bool(missing or (self._is_held and others))
+        is_held = self._is_held = can_hold and is_mass(lacking, published) and not self.accepts
         self.is_foreign = is_held and lacking == published
         self.problem = ""
         if is_held:
@@ -108,7 +110,7 @@ class Removals:
                 f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
                 else f"the daemon's view lacks {lacking} of {published} clusters that have an object or file"
-                f"{f', or had one in the last {RECENT_S:g} s' if removed else ''}: nothing is removed"
+                f"{', or had one shortly before' if removed else ''}: nothing is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
                 "once with --accept-removals"
@@ -138,8 +140,8 @@ class Removals:
             del self._missing[name]
 
     def removed_by_another(self, name: str, now: float) -> None:
-        """Record that another member of the shard group has removed an object, as far as is known without evidence that
-        its cluster has ended."""
+        """Record that another client, perhaps another member of the shard group, has removed an object, as far as is
+        known without evidence that its cluster has ended."""
         self._removed[name] = now
 
     def restored(self, name: str) -> None:
