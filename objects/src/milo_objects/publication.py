@@ -23,6 +23,7 @@ from milo_objects.scope import (
     ClusterEnded,
     FleetChanged,
     FleetCluster,
+    Gone,
     ObjectChanged,
     ObjectGone,
     Scope,
@@ -31,7 +32,7 @@ from milo_objects.scope import (
 )
 from milo_objects.scope_publication import disowned
 from milo_objects.stream_commands import Command, Purge, ReadCluster, Relist, WriteMessage
-from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject, source_of
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, Subject, source_of
 
 MOST_WRITES: Final = 512
 """Maximum number of writes, and of purges, without an acknowledgment."""
@@ -134,6 +135,19 @@ class StreamPublication:
                 ):
                     found.setdefault(_cluster_of(subject), cluster)
         return {key: cluster for key, cluster in found.items() if key not in self.clusters}
+
+    def ended_orphans(self, stored: Stored, since: int) -> list[str]:
+        """Return the keys of the clusters that ended as missing after a sequence of the stream, perhaps by a former
+        publisher or another member of the shard group."""
+        return [
+            subject.cluster
+            for subject, (message, sequence) in stored.items()
+            if isinstance(subject, ClusterSubject)
+            and isinstance(message, ClusterMessage)
+            and message.ended == Gone.MISSING.value
+            and sequence > since
+            and subject.cluster not in self.clusters
+        ]
 
     def review(self, stored: Stored, last_sequence: int, now: float) -> list[Purge]:
         """Read again the clusters in which another publisher has written of a scope, or which the stream has lost.

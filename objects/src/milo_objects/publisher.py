@@ -93,6 +93,8 @@ class _Looks(msgspec.Struct):
     compared: set[str] = msgspec.field(default_factory=set)
     """The sources of which the stream has no such cluster, unless it says so."""
     next_at: float = 0.0
+    sequence: int = 0
+    """That of the stream at the last one."""
     listens_since: float = math.inf
     """Since when heartbeats are received."""
     heard: deque[tuple[int, float, Heartbeat | None]] = msgspec.field(default_factory=lambda: deque(maxlen=_HEARD))
@@ -234,6 +236,7 @@ class ObjectPublisher:
         )
         if not is_same:
             self._looks.compared.clear()
+            self._looks.sequence = 0
         self.publication.connected(info.limit, self._clock(), is_same=is_same)
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
@@ -370,6 +373,10 @@ class ObjectPublisher:
         stored, last = await _last_messages(session, [STREAM_SUBJECTS[0], _STATES])
         for purge in self.publication.review(stored, last, self._clock()):
             await session.purge(purge.scope.objects, purge.below)
+        if not self._removals.accepts:
+            for key in self.publication.ended_orphans(stored, looks.sequence):
+                self._removals.removed_by_another(key, self._clock())
+        looks.sequence = last
         orphans = self.publication.orphans(stored)
         verdicts = await self._judge(orphans, known_sources) if orphans else {}
         missing = {

@@ -476,6 +476,28 @@ async def test_clusters_are_kept_if_the_rest_of_the_fleet_goes_missing_soon_afte
         assert set(objects.clusters) == set("cdefg")
 
 
+async def test_clusters_are_kept_if_the_rest_of_the_fleet_goes_missing_after_a_restart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: a restarted publisher knew nothing of the ends that the former one had published."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    for name in "abcdefg":
+        world.fleet.engage(name)
+    async with world.publisher() as first:
+        await settled(first)
+    for name in "abc":
+        world.fleet.clusters.pop(name)
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: set(objects.clusters) == set("defg"))
+    world.fleet.engage("c")
+    for name in "def":
+        world.fleet.clusters.pop(name)
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: "lacks 5 of 7 clusters" in "".join(world.reports))
+        await eventually(lambda: set(objects.clusters) == set("cdefg"))
+
+
 @pytest.mark.parametrize("has_others", [False, True])
 async def test_clusters_are_kept_if_a_member_of_the_group_lacks_many_whichever_member_owns_them(
     world: World, monkeypatch: pytest.MonkeyPatch, has_others: bool
