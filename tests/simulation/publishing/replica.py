@@ -261,7 +261,7 @@ class Replica:
             case None:
                 pass
             case Lane.IDENTIFY:
-                self._of_daemon(task, lambda: self.publication.identified(GROUP, self._world.timeline.now))
+                self._of_daemon(task, lambda: self.publication.identified(self._world.group, self._world.timeline.now))
             case Lane.LIST:
                 self._world.send_list(self, task)
             case Ask():

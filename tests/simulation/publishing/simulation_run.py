@@ -1,4 +1,5 @@
-"""One seeded simulation: the replicas of a shard group on virtual time, random faults, and validators of objects."""
+"""One seeded simulation: the replicas of a shard group, or one publisher without a group, on virtual time, random
+faults, and validators of objects."""
 
 import base64
 import math
@@ -16,7 +17,7 @@ from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, INCARNATION, O
 from milo_publishing.publication import Task
 from milo_publishing.records import Create, DeleteObject, Request
 from tests.simulation.publishing.api_server import ApiServer, Document, incarnation
-from tests.simulation.publishing.replica import LATE_S, RENDERERS, SOURCES, Daemon, Replica
+from tests.simulation.publishing.replica import GROUP, LATE_S, RENDERERS, SOURCES, Daemon, Replica
 from tests.simulation.sharding.host import Timeline
 
 REPLICAS = (2, 2, 2, 3, 4, 5, 6)
@@ -66,7 +67,9 @@ class Outcome:
 
 
 class Simulation:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, group: str) -> None:
+        """`group`: the shard group of the daemons; empty for one daemon without a group."""
+        self.group = group
         self.random = Random(seed)
         self.timeline = Timeline()
         self.outcome = Outcome(seed)
@@ -101,7 +104,9 @@ class Simulation:
         self.twins = [name.replace("#", ".") for name in self.names if "#" in name and twins.random() < share]
         """Clusters whose objects have the name of another cluster's object."""
         self.names += self.twins
-        self.daemons = [Daemon(self, f"daemon-{number}") for number in range(self.random.choice(REPLICAS))]
+        self.daemons = [
+            Daemon(self, f"daemon-{number}") for number in range(self.random.choice(REPLICAS) if group else 1)
+        ]
         self.replicas = [self._start(daemon) for daemon in self.daemons]
         for name in self.names:
             self.random.choice(self.daemons).assigned.add(name)
@@ -141,7 +146,7 @@ class Simulation:
     def move(self, name: str) -> None:
         """Move a cluster to another replica, which may engage it once the former owner has disengaged it."""
         former = next((daemon for daemon in self.daemons if name in daemon.assigned), None)
-        if former is None or former.is_dead:
+        if former is None or former.is_dead or not self.group:
             return
         new = self.random.choice([daemon for daemon in self.daemons if daemon is not former])
         former.assigned.discard(name)
@@ -217,11 +222,11 @@ class Simulation:
         daemon.is_dead = True
         daemon.engaged.clear()
         replica.disconnect()
-        back_s = self.random.uniform(1, 60)
-        takeover_s = 30.0
-        self.timeline.after(takeover_s - 5, lambda: replica.connected or replica.lose_ownership())
-        self.timeline.after(takeover_s, partial(self._take_over, index))
-        self.timeline.after(back_s, partial(self._restart_daemon, index))
+        self.timeline.after(self.random.uniform(1, 60), partial(self._restart_daemon, index))
+        if self.group:
+            takeover_s = 30.0
+            self.timeline.after(takeover_s - 5, lambda: replica.connected or replica.lose_ownership())
+            self.timeline.after(takeover_s, partial(self._take_over, index))
 
     def _take_over(self, index: int) -> None:
         if self.daemons[index].is_dead:
@@ -369,7 +374,7 @@ class Simulation:
             engaged = next((one.engaged[cluster] for one in self.daemons if cluster in one.engaged), None)
             if annotations.get(CLUSTER_UID) != project.uid or FIELDS not in annotations:
                 texts.append(f"{name} has no object of {project.uid}")
-            elif engaged is None or incarnation(own[name]) != engaged.incarnation:
+            elif engaged is None or incarnation(own[name]) != (engaged.incarnation if self.group else ""):
                 texts.append(
                     f"{name} is of incarnation {incarnation(own[name])}, not {engaged and engaged.incarnation}"
                 )
@@ -391,10 +396,10 @@ def _error() -> TargetUnavailable:
     return TargetUnavailable("500: the webhook fails")
 
 
-def simulate(seed: int, *, prepare: Callable[[Simulation], None] = lambda _: None) -> Outcome:
+def simulate(seed: int, group: str = GROUP, *, prepare: Callable[[Simulation], None] = lambda _: None) -> Outcome:
     from tests.simulation.publishing.faults import schedule  # noqa: PLC0415 - it schedules on this module's simulation
 
-    world = Simulation(seed)
+    world = Simulation(seed, group)
     prepare(world)
     last = schedule(world)
     world.timeline.run(last)

@@ -1,4 +1,5 @@
-"""Seeded simulations of publishers of a shard group: no live object is deleted, and none is forgotten."""
+"""Seeded simulations of the publishers of a shard group, and of one without: no live object is deleted, and none is
+forgotten."""
 
 from collections.abc import Callable
 
@@ -6,17 +7,19 @@ import pytest
 
 from milo_publishing import objects, publication, records
 from tests.simulation.publishing.faults import KINDS
+from tests.simulation.publishing.replica import GROUP
 from tests.simulation.publishing.simulation_run import Simulation, simulate
 
-SEEDS = 60
+SEEDS = 42
 SEEDS_TO_DETECT = 1000
 
 
 def test_simulation_deletes_no_live_object_and_forgets_none() -> None:
-    outcomes = [simulate(seed) for seed in range(SEEDS)]
+    outcomes = [simulate(seed, group) for seed in range(SEEDS) for group in ("", GROUP)]
     assert [(outcome.seed, outcome.breaches) for outcome in outcomes if outcome.breaches] == []
     assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(KINDS)
-    assert sum(outcome.deletions for outcome in outcomes) > 3 * SEEDS
+    assert sum(outcome.deletions for outcome in outcomes[::2]) > 3 * SEEDS
+    assert sum(outcome.deletions for outcome in outcomes[1::2]) > 3 * SEEDS
     assert sum(outcome.conflicts for outcome in outcomes) > SEEDS
 
 

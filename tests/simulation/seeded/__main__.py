@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from objects.tests.simulation.simulation_run import simulate as simulate_objects
 from tests.simulation.hostile.simulation_run import simulate as simulate_hostile_tenant
 from tests.simulation.published_objects.simulation_run import simulate as simulate_published_objects
-from tests.simulation.publishing.simulation_run import simulate as simulate_publishers
+from tests.simulation.publishing.replica import GROUP
+from tests.simulation.publishing.simulation_run import simulate as simulate_publishing
 from tests.simulation.seeded.simulation_run import simulate
 from tests.simulation.sharding.fleet_run import simulate_fleets
 from tests.simulation.sharding.simulation_run import simulate as simulate_leases
@@ -33,6 +34,10 @@ FLEETS_EVERY = 10
 
 def simulate_group(seed: int) -> Any:
     return simulate_leases(seed) if seed % FLEETS_EVERY else simulate_fleets(seed)
+
+
+def simulate_publishers(seed: int) -> Any:
+    return simulate_publishing(seed, GROUP if seed % 2 else "")
 
 
 class Kind(NamedTuple):
@@ -56,7 +61,9 @@ KINDS = {
         ("engagements", "views"),
         "settled_s",
     ),
-    "publishing": Kind("publishers of a shard group", simulate_publishers, ("writes", "deletions"), "settled_s"),
+    "publishing": Kind(
+        "publishers, with and without a shard group", simulate_publishers, ("writes", "deletions"), "settled_s"
+    ),
     "objects": Kind("a store of the objects of all clusters", simulate_objects, ("changes",), "", "gone"),
     "published-objects": Kind(
         "publishers and readers of objects in a stream",
