@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from milo_kube.reflect import messages
@@ -15,6 +16,7 @@ from milo_kube.reflect.messages import (
     VersionReached,
 )
 from milo_objects.followed_scope import FollowedScope
+from milo_objects.kinds import Kind
 from milo_objects.projection import ProjectedObject, SeenObject
 from milo_objects.scope import (
     ClusterChanged,
@@ -212,3 +214,18 @@ def test_values_in_indexes_count_toward_the_size() -> None:
         messages.ObjectChanged(seen("a", content=many)), DeletionReported("a", ""), DeletionReported("b", "")
     )
     assert followed.sink.size == 0
+
+
+def test_namespaced_object_that_a_list_has_with_an_overlong_version_stays() -> None:
+    """Found by an audit: it was known without its namespace then, and the former state was reported as gone."""
+    kind = Kind("v1/configmaps", ["data"])
+
+    def item(version: str) -> SeenObject:
+        identity = {"namespace": "default", "name": "a", "uid": "u", "resourceVersion": version}
+        found = kind.decoder.object(msgspec.json.encode({"metadata": identity}))
+        assert found is not None
+        return found
+
+    followed = Followed(*listed(item("1")))
+    assert followed.apply(*listed(item("9" * 200))) == []
+    assert [*followed.store.objects(SCOPE)] == [("default", "a")]

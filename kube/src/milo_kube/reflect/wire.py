@@ -336,7 +336,9 @@ class Decoder(Generic[Object, Seen]):
         if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
             return found
         problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
-        return self._malformed(found.name, found.uid[:_LONGEST_ID], found.version[:_LONGEST_ID], problem)
+        namespace = getattr(found, "namespace", "")
+        key = self._key(namespace, found.name) if namespace else found.name
+        return self._malformed(key, found.uid[:_LONGEST_ID], found.version[:_LONGEST_ID], problem)
 
 
 def _listed(body: bytes) -> _List:
