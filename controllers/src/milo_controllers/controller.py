@@ -215,7 +215,7 @@ class Controller:
             if self.queue.forget_stopped(key):  # a predicate has ignored the deletion
                 self.failures.recovered(key)
             if self._leads is None or self._lacks_kind(member):
-                self.queue.forget_ready(key)  # nothing was reconciled, and that may not change for months
+                self.queue.forget(key)  # nothing was reconciled, and that may not change for months
 
     def _lacks_kind(self, member: ReconciledCluster) -> bool:
         """Return whether nothing was reconciled in the cluster because it does not serve, or forbids, a kind that this
@@ -317,7 +317,8 @@ class Controller:
             kept.update(key for key, is_cached in waiting.items() if is_cached)
         self.queue.forget_waiting(*own, kept)
         for key in self._affected.named.take(own):
-            self.queue.forget_ready(key)
+            self.queue.forget(key)
+            self.failures.recovered(key)
         self.failures.drop(member.cluster.name, member.incarnation)
         informer.exceed(f"besides the cached objects, more than {limit} wait to be reconciled")
 

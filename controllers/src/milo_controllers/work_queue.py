@@ -334,12 +334,12 @@ class WorkQueue:
         queue = self._clusters.get(key[:2])
         return queue is not None and any(key in waiting for waiting in (*queue.waiting, queue.dirty))
 
-    def forget_ready(self, key: ObjectKey) -> None:
-        """Forget an object that is ready."""
+    def forget(self, key: ObjectKey) -> None:
+        """Forget an object, unless it is in flight or held."""
         queue = self._clusters.get(key[:2])
         if queue is not None:
-            for ready in queue.ready:
-                ready.pop(key, None)
+            for objects in (*queue.waiting, queue.failures):
+                objects.pop(key, None)
             if queue.is_empty:
                 del self._clusters[key[:2]]
 

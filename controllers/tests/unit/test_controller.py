@@ -713,6 +713,38 @@ async def test_objects_that_a_cluster_names_in_another_count_for_no_other_cluste
     assert problems == {"hub": [0, 0], "modest": [0, 0], "greedy": [0, 1], "late": [0, 0]}
 
 
+async def test_failing_objects_that_a_cluster_names_in_another_count_for_no_other_cluster() -> None:
+    """Found by an audit: those whose retries were delayed stayed, and counted for the cluster that they are in."""
+
+    async def reconcile(_request: Request) -> None:
+        raise ValueError("not now")
+
+    def mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
+        return [ReconcileTarget(name, "default", "hub") for name in named]
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched, limits=CacheLimits(objects=10))
+    kind, seen = controller.spec.kind.key, CachedObject("a", "default", "uid", "1", b"{}")
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("hub", "greedy"):
+            engaged(controller, members, name, tasks)
+            for key in (kind, watched.kind.key):
+                members[name].informers[key] = CachedPlaces(
+                    key=key, cache=ObjectCache(), problems=[], dropped=None, state="synced"
+                )
+        dropping = members["greedy"].informers[watched.kind.key]
+        for number in range(5):
+            for count in (9, 15):
+                named = [f"{number}-{count}-{other}" for other in range(count)]
+                controller.changed(members["greedy"], dropping, Change(None, seen, is_live=True))
+                await eventually(lambda: not controller.tasks and not len(controller.queue))
+        assert dropping.problems
+        gone = Change(seen, None, is_live=True)
+        controller.changed(members["hub"], members["hub"].informers[kind], gone)
+        assert [informer.problems for informer in members["hub"].informers.values()] == [[], []]
+
+
 @pytest.mark.parametrize("cause", ["deletion", "deletion in flight", "another mapper", "list", "enqueue"])
 async def test_cluster_that_names_too_many_objects_drops_none_that_waits_for_another_reason(cause: str) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()

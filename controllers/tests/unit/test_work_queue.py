@@ -435,7 +435,7 @@ def test_delays_end_in_their_order_while_timers_are_compacted_a_few_at_a_time(mo
         assert looks - before <= 10
         if number % 3 == 0:
             queue.add(work.key, 0.0)  # its delay ends, and its timer stays
-            queue.forget_ready(work.key)
+            queue.forget(work.key)
     found = []
     for second in range(10, 5_010):
         while (work := queue.take_next(float(second))) is not None:
@@ -519,16 +519,16 @@ def test_object_that_changes_in_flight_waits() -> None:
 
 def test_ready_object_is_forgotten() -> None:
     queue = queue_of()
-    queue.forget_ready(key("x"))
+    queue.forget(key("x"))
     assert queue.is_open("a", 1)
     assert not queue.is_open("unknown", 1)
     for name in ("x", "y"):
         queue.add(key(name), 0.0)
-    queue.forget_ready(key("x"))
+    queue.forget(key("x"))
     assert [queue.waits(key(name)) for name in ("x", "y")] == [False, True]
     assert not queue.waits(ObjectKey("unknown", 1, "ns", "x"))
     assert queue.count("a", 1) == 1
-    queue.forget_ready(key("y"))
+    queue.forget(key("y"))
     assert queue.count("a", 1) == 0
     assert queue.take_next(0.0) is None
 
