@@ -41,7 +41,7 @@ from milo_publishing.objects import Identity
 from milo_publishing.publication import Lane, Publication, Task
 from milo_publishing.publisher import Publisher, Slots
 from milo_publishing.records import Create, DeleteObject
-from milo_publishing.rendering import ArgoCdClusters, FluxKubeconfigs, Renderer
+from milo_publishing.rendering import ArgoCdClusters, FluxConfigMaps, FluxKubeconfigs, Renderer
 from tests.simulation.publishing.api_server import ApiServer
 
 FLUX = FluxKubeconfigs()
@@ -541,6 +541,16 @@ async def test_server_is_not_published_if_its_credential_requires_impersonation(
         await eventually(lambda: publishing.publication.problems)
     assert publishing.reports[0].startswith("no server and CA to publish: the rule for this publisher sets `as`")
     assert publishing.server.objects == {}
+
+
+async def test_configmap_that_cannot_name_the_tls_server_is_reported():
+    publishing = Publishing(renderer=FluxConfigMaps())
+    issued = asyncio.get_running_loop().create_future()
+    issued.set_result(changed(exec_kubeconfig(), "cluster", **{"tls-server-name": "milo.internal"}))
+    publishing.daemon.issued["alpha"] = issued
+    async with publishing.running("alpha"):
+        await eventually(lambda: publishing.server.objects)
+    assert "ConfigMaps for Flux cannot name the TLS server, such as milo.internal" in publishing.reports[0]
 
 
 async def test_answer_about_a_former_address_is_not_published():

@@ -19,6 +19,7 @@ from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
 from milo_publishing.publication import Lane, Publication, Report, RequestKind, Task
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
+from milo_publishing.rendering import FluxConfigMaps
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -236,6 +237,11 @@ class Publisher:
             return self._without_access(
                 "the rule for this publisher sets `as`, and a plugin cannot return an impersonated user"
             )
+        if access.tls_server_name is not None and isinstance(self._publication.renderer, FluxConfigMaps):
+            self._report_once(
+                f"ConfigMaps for Flux cannot name the TLS server, such as {access.tls_server_name}: the server's "
+                "certificate must have the host of its URL"
+            )
         return Received(access)
 
     @staticmethod
@@ -248,8 +254,11 @@ class Publisher:
         return Received(read_access(issued.kubeconfig), now + left_s)
 
     def _without_access(self, reason: str) -> Received:
-        """Report once why objects have no server and CA: the reason is the same for many clusters."""
-        if reason != self._noted:
-            self._noted = reason
-            self._report(f"no server and CA to publish: {reason}")
+        self._report_once(f"no server and CA to publish: {reason}")
         return Received(None)
+
+    def _report_once(self, problem: str) -> None:
+        """Report a problem that is the same for many clusters."""
+        if problem != self._noted:
+            self._noted = problem
+            self._report(problem)
