@@ -39,7 +39,7 @@ from milo_objects.scope import (
     Stale,
     Synced,
 )
-from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, parse, source_of
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, Subject, parse, source_of
 
 RESUMABLE_S: Final = GONE_TTL_S - 300.0
 """How long a reader can be away and resume."""
@@ -53,6 +53,7 @@ SETTLED_S: Final = 1.0
 while it read is delivered once more, and may not have been counted yet."""
 SILENT_S: Final = 30.0
 """How long publishers may not be heard. Each of them writes every 10 s."""
+_UNREADABLE: Final = "its state in the stream cannot be decoded"
 FORGOTTEN_S: Final = 3600.0
 """After which time it is forgotten when a publisher was heard."""
 
@@ -74,7 +75,10 @@ class StreamPosition(msgspec.Struct, frozen=True):
 class _Scope:
     """A scope as the reader knows it."""
 
-    __slots__ = ("buffered", "epoch", "follower", "is_dropped", "scope", "seen", "sequence", "state", "told", "told_at")
+    __slots__ = (
+        *("buffered", "epoch", "follower", "is_dropped", "is_unreadable", "scope", "seen", "sequence", "state", "told"),
+        "told_at",
+    )
 
     def __init__(self) -> None:
         self.epoch: int | None = -1
@@ -83,6 +87,8 @@ class _Scope:
         """What the store calls it; None if it has not begun, has ended, or is one of a former project."""
         self.is_dropped = False
         """Whether the stream may have objects of this epoch that the reader has dropped."""
+        self.is_unreadable = False
+        """Whether the stream has a state of it that cannot be decoded, since it is read: what is known stays."""
         self.state: ScopeState | None = None
         """The state that the store gets once the reader has caught up."""
         self.told: ScopeMessage | None = None
@@ -260,7 +266,7 @@ class StreamReader:
                 scope.seen = set() if scope.scope is not None else None
                 scope.is_dropped = False
                 scope.buffered.clear()
-            scope.state = None
+            scope.state, scope.is_unreadable = None, False
             if not is_same:
                 scope.epoch = None
         self._publishers.listen(now)
@@ -318,16 +324,35 @@ class StreamReader:
         if kind is None:
             return
         scope = self._scopes.setdefault(scope_subject, _Scope())
-        if isinstance(subject, ObjectSubject):
-            self._receive_object(scope, subject, ObjectMessage.decode_kept(stored, kind))
+        message: ObjectMessage | ScopeMessage
+        try:
+            is_object = isinstance(subject, ObjectSubject)
+            message = ObjectMessage.decode_kept(stored, kind) if is_object else ScopeMessage.decode(stored)
+        except ValueError:
+            self._keep(scope, subject)
+            raise
+        if isinstance(message, ObjectMessage):
+            assert isinstance(subject, ObjectSubject)
+            self._receive_object(scope, subject, message)
         else:
             was_known = self._is_fleet_known and not self._missing
-            self._receive_scope(scope_subject, scope, ScopeMessage.decode(stored), stored)
+            self._receive_scope(scope_subject, scope, message, stored)
             if scope_subject in self._missing:
                 self._missing.remove(scope_subject)
                 self._rewritten_at = now
             if not was_known and not self._is_behind:
                 self._report_fleet(now)
+
+    def _keep(self, scope: _Scope, subject: Subject) -> None:
+        """Keep what is known of a subject whose message cannot be decoded."""
+        if isinstance(subject, ObjectSubject):
+            if scope.seen is not None:
+                scope.seen.add(subject)
+        elif scope.told is not None and self.position is not None:
+            scope.is_unreadable = True
+            scope.told = replace(scope.told, state=Stale(_time(self.position.at), _UNREADABLE))
+            if not self._is_behind:
+                self._report_state(scope)
 
     def caught_up(self, now: float) -> None:
         """All messages that the stream has were received."""
@@ -515,7 +540,7 @@ class StreamReader:
 
     def _sweep(self, now: float) -> None:
         """End what the snapshot did not have; if it is of another stream, later."""
-        shown = {subject for subject, scope in self._scopes.items() if scope.state is not None}
+        shown = {key for key, scope in self._scopes.items() if scope.state is not None or scope.is_unreadable}
         if not self._missing:
             self._missing_since = self._rewritten_at = now
         self._missing = {subject for subject, scope in self._scopes.items() if scope.scope is not None} - shown

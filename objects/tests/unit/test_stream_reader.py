@@ -477,3 +477,39 @@ def test_scope_that_was_dropped_and_goes_on_is_read_again(last: str) -> None:
     else:
         projects.expect_read_again("widgets", "new", Synced(NOW), 12)
         assert projects.known() == {"namespaces": ["a"], "widgets": []}
+
+
+@pytest.mark.parametrize("name", ["", "a"], ids=["of the scope", "of an object"])
+def test_message_that_cannot_be_decoded_ends_nothing(name: str) -> None:
+    """Found by an audit: what the stream had in a form that the reader does not know was missing from a snapshot."""
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a", "b")
+    reading.read(stream, 0.0)
+    scope = ScopeSubject("web", "", "namespaces")
+    subject = ObjectSubject(scope, "", name) if name else scope
+    stream.stored[subject] = stream.stored[subject]._replace(body=b"{}")
+    for stored in reading.attach(stream, 2 * HOUR_S):
+        try:
+            reading.reader.receive(stored, 2 * HOUR_S)
+        except ValueError:
+            assert stored.subject == str(subject)
+    reading.caught_up(2 * HOUR_S)
+    assert (reading.objects, reading.gone) == ({"web/a", "web/b"}, [])
+
+
+def test_scope_is_stale_while_its_state_in_the_stream_cannot_be_decoded() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a")
+    reading.read(stream, 100.0)
+    unreadable = [
+        stored._replace(sequence=number, body=b"{}") for number, stored in enumerate(stream.stored.values(), 10)
+    ]
+    other = ScopeSubject("other", "", "namespaces")
+    for stored in (*unreadable, StoredMessage(str(other), 20, {}, b"{}")):
+        with pytest.raises(ValueError, match="not a message of milo-objects"):
+            reading.reader.receive(stored, 101.0)
+    assert (reading.objects, reading.outdated) == ({"web/a"}, {"web": 100.0})
+    stream.sequence = 20
+    stream.cluster("web")
+    reading.reader.receive(stream.stored[ScopeSubject("web", "", "namespaces")], 102.0)
+    assert (reading.objects, reading.outdated) == ({"web/a"}, {})
