@@ -1742,3 +1742,25 @@ def test_clusters_of_other_members_count_while_their_objects_are_read():
     one.settle(120.0)
     assert len(one.server.objects) == 8
     assert "the daemon's view lacks 5 of 8 clusters" in one.publication.problems[0]
+
+
+def test_confirmed_removals_wait_if_a_mass_may_be_missing_with_those_that_were_removed_before():
+    """Found by an audit: what was removed before did not count while the daemon was asked about the rest."""
+    fleet = fleet_of(24)
+    publishing = Publishing(resync_s=300.0).synced(*fleet)
+    lose(publishing, fleet[:7])
+    publishing.settle(60.0)
+
+    def fail(request: Request) -> None:
+        if isinstance(request, DeleteObject):
+            raise TargetUnavailable("500: the webhook fails")
+
+    publishing.before = fail
+    lose(publishing, fleet[7:10])
+    publishing.settle(11.0)
+    publishing.unanswered = {it.name for it in fleet[10:14]}
+    lose(publishing, fleet[10:14])
+    publishing.settle(0.2)
+    publishing.before = lambda _: None
+    publishing.settle(30.0)
+    assert len(publishing.server.objects) == 17

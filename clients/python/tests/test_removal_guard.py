@@ -264,3 +264,11 @@ def test_hold_stays_while_no_missing_cluster_can_be_judged():
     assert removals.review(rest, 4, 2 * RECENT_S + SECOND_LOOK_S + 1) == []
     removals.review([], 4, 3 * RECENT_S)
     assert removals.problem == ""
+
+
+def test_what_was_removed_before_counts_for_what_may_be_a_mass():
+    removals, recent = removed_three_of_seven(), SECOND_LOOK_S + RECENT_S
+    assert removals.may_be_mass(["p-3", "p-4"], 4, recent)
+    assert not removals.may_be_mass(["p-3", "p-4"], 4, recent + 1)
+    assert not removals.may_be_mass(["p-0", "p-1", "p-2"], 7, recent), "each is counted once"
+    assert not Removals(accepts=True).may_be_mass(["p-3"], 1, 0.0)

@@ -582,7 +582,7 @@ class Publication:
         unasked = [record for record in followed if not record.is_lacked]
         is_asking = any(not record.next.problem for record in unasked)
         known = len(followed) - len(unasked)
-        is_mass = removals.is_mass(len(doubted), len(own)) and not self._removals.accepts
+        is_mass = self._removals.may_be_mass([record.name for record in doubted], len(own), now)
         if is_mass and is_asking:
             inferred = [record for record in own if isinstance(record.end, EndedCluster) and record.end.is_inferred]
             self._conclude([(record, False) for record in inferred], now)

@@ -132,6 +132,13 @@ class Removals:
         self._removed.update({removal.name: now for removal in confirmed if not self.accepts})
         return confirmed
 
+    def may_be_mass(self, lacked: Collection[str], published: int, now: float) -> bool:
+        """Return whether a review would hold removals if the clusters of all these objects were missing. `published` is
+        that of `review`."""
+        recent = {name for name, at in self._removed.items() if self._is_held or now <= at + RECENT_S}
+        removed = len(recent.difference(lacked))
+        return is_mass(len(lacked) + removed, published + removed) and not self.accepts
+
     def engaged(self, name: str, cluster_uid: str) -> None:
         """Record that the cluster of an object is engaged again: this run may write an object that it has deleted."""
         self._deleted.pop((name, cluster_uid), None)
