@@ -8,18 +8,19 @@ subscribers of an earlier run are unknown. So during the first `REMEMBERED_S` af
 subscriber waits for one to connect.
 
 In a shard group, the ownership of a subscriber without a stream is not renewed. No other member engages a cluster whose
-end it was not told until it has ended: see `unreached`. A stream tells it once it has sent all changes from before.
+end it was not told until it has ended: see `unreached`. A stream tells it once it has sent all changes from before. Of
+those that keep clusters that are not known, such as of an earlier run, no cluster moves: see `may_keep_others`.
 """
 
 import heapq
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 
 from milo_discoveryd.engagement.numbered_sets import NumberedSets
-from milo_discoveryd.log.filter import ClusterView
+from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster
 
 REMEMBERED_S = 60.0
@@ -35,6 +36,8 @@ times its size in a request."""
 COMPARED_PER_STEP = 2000
 """Maximum number of comparisons of clusters with subscribers in one step. One takes up to 10 µs."""
 
+_ALL = Filter(confirms_releases=True)
+
 
 class SubscriberKey(msgspec.Struct, frozen=True):
     """Identifies a subscriber, whichever of its streams it uses."""
@@ -49,6 +52,11 @@ RETURNING = SubscriberKey("", "a subscriber of the daemon's previous run")
 """Represents the subscribers of an earlier run of the daemon. The key of a real caller is never empty."""
 
 
+def _forgotten_of(caller: str) -> SubscriberKey:
+    """Represents the subscribers of a caller that were forgotten early: no subscriber has this name."""
+    return SubscriberKey(caller, "")
+
+
 class Subscription(msgspec.Struct, eq=False):
     """One stream of a subscriber that confirms releases."""
 
@@ -59,12 +67,10 @@ class Subscription(msgspec.Struct, eq=False):
     filter_bytes: int = 0
     is_current: bool = False
     """Whether the stream has sent all changes from before it was opened."""
-    is_waited_for: bool = False
-    """Whether the subscriber may keep clusters of sources that are not shown to it yet: no cluster moves until then."""
-
-    @property
-    def is_telling(self) -> bool:
-        return self.is_current or self.is_waited_for
+    keeps_others: bool = False
+    """Whether the subscriber says that it has clusters of sources that were not shown to it before."""
+    is_waiting: bool = False
+    """Whether it still waits for such sources, and not for what its client reads."""
 
 
 class AwaitedRelease(msgspec.Struct, frozen=True):
@@ -83,9 +89,31 @@ class _Subscriber(msgspec.Struct):
     """The stream that was opened or closed most recently."""
     since: float
     owned_at: float
-    """When its ownership may have been renewed last, if it has no stream, or one that does not tell it of ends yet."""
+    """When its ownership may have been renewed last, unless it is told of ends."""
     is_leaving: bool = False
     """The subscriber ended its subscription, but its last stream is still open."""
+    may_keep_others: bool = False
+    """Whether it may own clusters that it was not shown in this run: it was there soon after the daemon's start, and no
+    stream has told it of all ends since."""
+    kept_at: float = -math.inf
+    """When its ownership may have been renewed last while it had such clusters."""
+    told_by: float = math.inf
+    """Until when the ownership of such clusters is renewed, once its stream does not wait for a source any more."""
+    former: ClusterView | None = None
+    """What it may have seen by another filter, or other rights, until a stream told it of the end of that."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it has streams, each of which has sent all changes from before."""
+        return bool(self.streams) and all(stream.is_current for stream in self.streams)
+
+    @property
+    def keeps_others(self) -> bool:
+        return self.may_keep_others and any(stream.keeps_others for stream in self.streams or (self.last,))
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.keeps_others and any(stream.is_waiting for stream in self.streams)
 
     @property
     def drains_per_step(self) -> int:
@@ -95,10 +123,19 @@ class _Subscriber(msgspec.Struct):
 
     @property
     def is_catching_up(self) -> bool:
-        return bool(self.streams) and not all(stream.is_telling for stream in self.streams)
+        waits = self.keeps_others
+        return not all(stream.is_current or (waits and stream.is_waiting) for stream in self.streams)
 
     def sees(self, cluster: Cluster) -> bool:
-        return not self.is_leaving and any(stream.view.matches(cluster) for stream in self.streams or (self.last,))
+        if self.is_leaving:
+            return False
+        is_seen = any(stream.view.matches(cluster) for stream in self.streams or (self.last,))
+        return is_seen or (self.former is not None and self.former.matches(cluster))
+
+    def change_view(self, before: ClusterView, view: ClusterView) -> None:
+        """Record that the view changed. Until it is told of that, it may work in what it saw before."""
+        if self.former is None and not self.is_told and before.fingerprint != view.fingerprint:
+            self.former = before.unfiltered
 
 
 class _Drain(msgspec.Struct):
@@ -130,13 +167,15 @@ class PendingReleases:
         self._subscribers: dict[SubscriberKey, _Subscriber] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
-        self._catching_up: dict[SubscriberKey, _Subscriber] = {}
-        """Subscribers with streams, one of which did not tell of ends when that was examined last."""
+        self._behind: dict[SubscriberKey, _Subscriber] = {}
+        """Subscribers with streams, one of which is not current."""
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
         self._unreached: dict[str, float] = {}
         self.is_sharded = False
         """Whether other members of a shard group may engage the clusters next."""
+        self.began_at = -math.inf
+        """When this member of a shard group started."""
         self._streams = 0
         self.compared = 0
         """How many times a cluster was compared with the subscribers because it drains, or might."""
@@ -168,12 +207,19 @@ class PendingReleases:
         subscriber = self._subscribers.get(key)
         if subscriber is None:
             self._subscribers[key] = subscriber = _Subscriber([], subscription, now, now)
+            subscriber.may_keep_others, subscriber.kept_at = now < self.began_at + OWNED_S, now
         elif not subscriber.streams:
             subscriber.since = now
+            subscriber.may_keep_others = subscriber.keeps_others and now < subscriber.kept_at + OWNED_S
+            subscription.keeps_others = subscriber.may_keep_others
         else:
-            subscriber.owned_at = now  # the other stream may be dead
+            subscriber.kept_at = now  # the other stream may be dead
+        subscriber.owned_at = now  # perhaps it was renewed without a name
+        before = subscriber.last.view
         subscriber.streams.append(subscription)
-        self._catching_up[key] = subscriber
+        if self.is_sharded:
+            subscriber.change_view(before, subscription.view)
+        self._behind[key] = subscriber
         self._streams += 1
         self._limit_steps()
         subscriber.last, subscriber.is_leaving = subscription, False
@@ -202,24 +248,77 @@ class PendingReleases:
         """Remove a stream. Drains still wait for its subscriber, unless the subscriber ended its subscription."""
         key = subscription.key
         subscriber = self._subscribers[key]
+        if subscriber.is_told:
+            subscriber.owned_at = subscriber.kept_at = now
         subscriber.streams.remove(subscription)
         self._streams -= 1
         self._limit_steps()
         subscriber.last = subscription
-        if not subscriber.streams:
-            self._catching_up.pop(key, None)
-        if not subscriber.streams and subscriber.is_leaving:
+        if subscriber.streams:
+            self._note_told(key)
+            return
+        self._behind.pop(key, None)
+        if subscriber.is_leaving:
             self._forget(key)
-        elif not subscriber.streams:
-            subscriber.since = subscriber.owned_at = now
-            gone = self._gone.setdefault(key.caller, {})
-            gone[key] = subscription.filter_bytes
-            while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
-                self._forget(next(iter(gone)))
+            return
+        subscriber.since = now
+        gone = self._gone.setdefault(key.caller, {})
+        gone[key] = subscription.filter_bytes
+        while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
+            oldest = next(iter(gone))
+            forgotten = self._subscribers[oldest]
+            self._forget(oldest)
+            if self.is_sharded and forgotten.owned_at + OWNED_S > now:
+                gone = self._represent(forgotten, now)
+
+    def _represent(self, forgotten: _Subscriber, now: float) -> dict[SubscriberKey, int]:
+        """Remember, in place of the subscribers of a caller that are forgotten early, one that sees what each of them
+        may have seen. Return those of the caller without a stream."""
+        key = _forgotten_of(forgotten.last.key.caller)
+        view = (forgotten.former or forgotten.last.view).unfiltered
+        represented = [forgotten]
+        if (other := self._subscribers.get(key)) is not None:
+            represented.append(other)
+            view = view if view.fingerprint == other.last.view.fingerprint else _ALL
+            self._recall(key)
+        last = Subscription(key, forgotten.last.label, view, keeps_others=True)
+        self._subscribers[key] = _Subscriber([], last, now, max(one.owned_at for one in represented))
+        keeping = [one.kept_at for one in represented if one.keeps_others]
+        if keeping:
+            self._subscribers[key].may_keep_others, self._subscribers[key].kept_at = True, max(keeping)
+        self._limit_steps()
+        gone = self._gone.setdefault(key.caller, {})
+        gone[key] = 0
+        return gone
+
+    def await_sources(self, subscription: Subscription, *, keeps_others: bool, is_waiting: bool) -> None:
+        """Record what a stream waits for: see `Subscription.is_waiting`. Until it is current, its subscriber keeps
+        what it kept before."""
+        subscription.keeps_others = keeps_others or (subscription.keeps_others and not subscription.is_current)
+        subscription.is_waiting = is_waiting
+
+    def note_current(self, subscription: Subscription) -> None:
+        """Record that a stream has sent all changes from before."""
+        subscription.is_current = True
+        self._note_told(subscription.key)
+
+    def note_behind(self, subscription: Subscription, now: float) -> None:
+        """Record that a stream has to send changes from before."""
+        if (subscriber := self._subscribers[subscription.key]).is_told:
+            subscriber.owned_at = subscriber.kept_at = now
+        subscription.is_current = False
+        self._behind[subscription.key] = subscriber
+
+    def _note_told(self, key: SubscriberKey) -> None:
+        if (subscriber := self._subscribers[key]).is_told:
+            subscriber.former, subscriber.told_by = None, math.inf
+            self._behind.pop(key, None)
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> Iterator[list[str]]:
         """Apply a change of the caller's authorization rules. The result compares the drains with the subscriber in
         steps, and yields the names of those that waited only for it."""
+        if self.is_sharded:
+            self._subscribers[subscription.key].change_view(subscription.view, view)
         subscription.view = view
         return self._lose(subscription.key)
 
@@ -241,14 +340,31 @@ class PendingReleases:
 
     def may_renew(self, key: SubscriberKey, now: float) -> bool:
         """Return whether the ownership of a subscriber may be renewed: it has a stream, which told it of clusters that
-        ended while it had none."""
+        ended while it had none. One that gives no name has no clusters, and may receive some as it owns them."""
+        if not key.name:
+            for other, behind in self._behind.items():
+                if other.caller == key.caller:
+                    behind.owned_at = now
+            return True
         if not self.is_connected(key):
             return False
-        if (subscriber := self._subscribers[key]).is_catching_up:
-            if self.unreached(now):
+        subscriber = self._subscribers[key]
+        if subscriber.is_catching_up and subscriber.keeps_others:
+            # No cluster moves, but for no longer than its client may take to read what a large fleet has.
+            subscriber.told_by = min(subscriber.told_by, now + OWNED_S)
+            if now >= subscriber.told_by:
                 return False
-            subscriber.owned_at = now
+        elif subscriber.is_catching_up and self.unreached(now):
+            return False
+        if not subscriber.is_told:
+            subscriber.owned_at = subscriber.kept_at = now
         return True
+
+    def may_keep_others(self, now: float) -> bool:
+        """Return whether a subscriber may work in clusters that ended, or that other members own now, without a message
+        to it: of an earlier run, or that ended while it waited for a source."""
+        others = chain(self._behind.values(), self._without_stream().values())
+        return any(one.keeps_others and (one.is_waiting or one.kept_at + OWNED_S > now) for one in others)
 
     def note_unreached(self, cluster: Cluster, now: float) -> None:
         """Record the end of a cluster that subscribers without a stream are not told."""
@@ -267,11 +383,13 @@ class PendingReleases:
     def _untold(self, now: float) -> dict[SubscriberKey, _Subscriber]:
         """Return the subscribers that are not told at present that a cluster ends, and whose ownership may not have
         ended."""
-        if not self._gone and not self._catching_up:
+        if not self._gone and not self._behind:
             return {}
-        self._catching_up = {key: one for key, one in self._catching_up.items() if one.is_catching_up}
-        gone = {key: self._subscribers[key] for keys in self._gone.values() for key in keys}
-        return {key: one for key, one in (gone | self._catching_up).items() if one.owned_at + OWNED_S > now}
+        behind = {key: one for key, one in self._behind.items() if one.is_catching_up}
+        return {key: one for key, one in (self._without_stream() | behind).items() if one.owned_at + OWNED_S > now}
+
+    def _without_stream(self) -> dict[SubscriberKey, _Subscriber]:
+        return {key: self._subscribers[key] for keys in self._gone.values() for key in keys}
 
     def unreached(self, now: float) -> Iterable[str]:
         """Return the clusters that have ended, and in which a subscriber of a shard group may work on: it had no stream
@@ -387,7 +505,11 @@ class PendingReleases:
         """Return the names of the draining clusters whose deadline has passed. Those that move become `unreached` if a
         subscriber that is not told of it, and has not released them, may work in them."""
         due = {name: drain for name, drain in self._drains.items() if drain.until <= now}
-        owning = {self._numbered.find(key): one.owned_at for key, one in self._untold(now).items()}
+        untold = self._untold(now)
+        owning = {self._numbered.find(key): one.owned_at for key, one in untold.items()}
+        for key in self._numbered if untold else ():
+            if key not in self._subscribers and (forgotten := untold.get(_forgotten_of(key.caller))) is not None:
+                owning[self._numbered.find(key)] = forgotten.owned_at
         ended_at: dict[int, float] = {}
         for name, drain in due.items() if owning else ():
             unreleased = drain.unreleased if drain.moves else 0

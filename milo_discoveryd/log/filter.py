@@ -43,6 +43,10 @@ class ClusterView(Protocol):
     @property
     def matches(self) -> Predicate[Cluster]: ...
 
+    @property
+    def unfiltered(self) -> "ClusterView":
+        """The view of the same reader without its filter, which takes no memory that the reader determines."""
+
     def shows(self, cluster: Cluster | None) -> bool:
         """Return whether the reader may see the state of a cluster that does not match. None stands for an unknown
         cluster."""
@@ -83,6 +87,10 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
         return True
 
     @property
+    def unfiltered(self) -> "Filter":
+        return Filter(confirms_releases=self.confirms_releases)
+
+    @property
     def is_everything(self) -> bool:
         return not (self.selector or self.names or self.organizations or self.sources)
 
@@ -109,6 +117,10 @@ class WithoutSources(msgspec.Struct, frozen=True, dict=True):
     @property
     def confirms_releases(self) -> bool:
         return self.view.confirms_releases
+
+    @property
+    def unfiltered(self) -> ClusterView:
+        return self.view.unfiltered
 
     @property
     def is_everything(self) -> bool:

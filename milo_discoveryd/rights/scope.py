@@ -102,6 +102,10 @@ class ScopedFilter(msgspec.Struct, frozen=True, dict=True):
         return cluster is not None and self.scope.matches(cluster)
 
     @property
+    def unfiltered(self) -> ClusterView:
+        return ScopedFilter(self.asked.unfiltered, self.scope)
+
+    @property
     def is_everything(self) -> bool:
         return self.scope.is_everything and self.asked.is_everything
 

@@ -174,7 +174,7 @@ class FleetAssignment:
         self._revocation = revocation
         self._release_timeout_s = release_timeout_s
         self._decisions: Decisions | None = None
-        fleet.releases.is_sharded = True
+        fleet.releases.is_sharded, fleet.releases.began_at = True, steady_now()
         fleet.changes.add_listener(EventType.DISENGAGED, self._ended)
         for source in fleet.sources:
             source.await_assignment(STARTING)
@@ -229,6 +229,8 @@ class FleetAssignment:
         """
         is_newcomer = self._decisions is not None and self._decisions.ownership.is_newcomer
         if (is_newcomer and not self._is_followed()) or any(map(self._may_be_kept, self._fleet.sources)):
+            return None
+        if self._fleet.releases.may_keep_others(steady_now()):
             return None
         unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
         ending = chain(self._fleet.releases, self._fleet.releases.unreached(steady_now()))

@@ -187,8 +187,6 @@ class WatchStream:
         self._options = options
         self._rotation = rotation
         self._subscription = subscription
-        self._kept = frozenset[str]()
-        """The sources of which the subscriber may keep clusters until the stream is current."""
         self._view = StreamView(asked.wanted, call)
         self._sender = BatchSender(send, options.turns, options.stalled_s, LARGE_BATCH * fleet.log.batch_bytes)
         self._revisions = StreamRevisions(options.epoch, options.signer)
@@ -263,6 +261,7 @@ class WatchStream:
             self._follow_rights()
             if is_other_view:
                 self.cursor = cursor = self._new_cursor(None)
+                opened_at, is_behind = self._fleet.log.head, self._subscription is not None
             place = cursor.place
             batch = cursor.next_batch()
             has_sent = False
@@ -284,13 +283,15 @@ class WatchStream:
 
     def _note_current(self) -> None:
         assert self._subscription is not None
-        self._subscription.is_current = True
+        self._fleet.releases.note_current(self._subscription)
         self._await_sources()
 
     async def _begin(self, *, has_waited: bool) -> Cursor:
         # After heartbeats of a stream that waits, a subscriber expects a snapshot.
         resume = None if has_waited else await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
+        if self._subscription is not None:
+            self._await_sources()
         if resume is not None and cursor.is_following:
             await self._resume(cursor, resume)
         else:
@@ -327,16 +328,17 @@ class WatchStream:
         self._await_sources()
         steps = self._resumption.compare_lists(self._clock())
         is_changed = await self._options.turns.complete(steps, self._view.call.quota_keys)
+        if is_changed and self._subscription is not None:
+            # It is not told yet what the source lacks.
+            self._fleet.releases.note_behind(self._subscription, self._clock())
         self._await_sources()
         return is_changed
 
     def _await_sources(self) -> None:
-        kept, subscription = self._resumption.kept_sources, self._subscription
-        if subscription is not None:
-            if not subscription.is_current:
-                # Until the subscriber is told what ended while it waited, it may keep that.
-                kept = self._kept = self._kept | kept
-            subscription.is_waited_for = bool(kept)
+        kept = self._resumption.kept_sources
+        if self._subscription is not None:
+            is_waiting = bool(kept) or self.cursor is None
+            self._fleet.releases.await_sources(self._subscription, keeps_others=bool(kept), is_waiting=is_waiting)
         self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), kept)
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:

@@ -29,6 +29,13 @@ from tests.unit.sharding.test_assignment import ALONE, assign
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
+_KNOWN = "_".join(f"{_digest(name)}-1" for name in ("", "eu"))
+OF_AN_EARLIER_RUN: dict[str, Any] = {
+    "confirm_releases": True,
+    "subscriber": "operator",
+    "resume_revision": f"{'f' * 16}.7.known{_KNOWN}.{'x' * 22}",
+}
+
 STATUS = GroupStatus(
     group="dns",
     member="a",
@@ -115,13 +122,7 @@ async def test_ownership_is_renewed_only_once_a_stream_has_sent_what_ended_while
         await eventually(lambda: not harness.service.streams)
         (cluster,) = [each for each in harness.service._fleet.clusters() if each.target.name == "alpha"]
         releases.note_unreached(cluster, steady_now())
-        sent, send = asyncio.Event(), BatchSender.send
-
-        async def held(self: BatchSender, *arguments: Any, **options: Any) -> None:
-            await sent.wait()
-            await send(self, *arguments, **options)
-
-        monkeypatch.setattr(BatchSender, "send", held)
+        sent = hold_batches(monkeypatch)
         async with harness.subscriber(confirm_releases=True, subscriber="operator") as mine:
             await eventually(lambda: harness.service.streams)
             assert not await is_renewed()
@@ -130,12 +131,25 @@ async def test_ownership_is_renewed_only_once_a_stream_has_sent_what_ended_while
             assert await is_renewed()
 
 
+def hold_batches(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let clients read nothing until the event."""
+    sent, send = asyncio.Event(), BatchSender.send
+
+    async def held(self: BatchSender, *arguments: Any, **options: Any) -> None:
+        await sent.wait()
+        await send(self, *arguments, **options)
+
+    monkeypatch.setattr(BatchSender, "send", held)
+    return sent
+
+
 async def test_ownership_is_renewed_while_the_subscriber_keeps_clusters_of_a_source_that_is_not_listed_yet(
     harness: Harness,
 ) -> None:
     """Nothing moves until then: what ends delays no other member, and ends no ownership."""
     harness.service.shard = Shard()
     releases = harness.service._fleet.releases
+    releases.began_at = steady_now()
     request: dict[str, Any] = {
         "confirm_releases": True,
         "subscriber": "operator",
@@ -150,7 +164,7 @@ async def test_ownership_is_renewed_while_the_subscriber_keeps_clusters_of_a_sou
         await mine.until_synced()
         (subscriber,) = releases._subscribers.values()
         (subscription,) = subscriber.streams
-        assert (subscription.is_current, subscription.is_waited_for) == (True, False)
+        assert (subscription.is_current, subscriber.keeps_others) == (True, False)
 
 
 async def test_no_cluster_moves_before_a_stream_that_waited_for_a_source_has_sent_what_ended_meanwhile(
@@ -163,9 +177,7 @@ async def test_no_cluster_moves_before_a_stream_that_waited_for_a_source_has_sen
     assignment = FleetAssignment(harness.fleet, 30.0)
     harness.listed(ready("alpha"))
     assign(assignment, ALONE)
-    known = "known" + "_".join(f"{_digest(name)}-1" for name in ("", "eu"))
-    revision = f"{'f' * 16}.7.{known}.{'x' * 22}"
-    async with harness.subscriber(confirm_releases=True, subscriber="operator", resume_revision=revision) as mine:
+    async with harness.subscriber(**OF_AN_EARLIER_RUN) as mine:
         await mine.batch()
         harness.seen(not_ready("alpha"))
         listing(eu, ready("eu#beta"))
@@ -174,6 +186,66 @@ async def test_no_cluster_moves_before_a_stream_that_waited_for_a_source_has_sen
         listing(us)
         await mine.until_synced()
         await eventually(lambda: assignment.lost() is not None)
+
+
+async def test_no_cluster_moves_after_a_stream_broke_that_waited_for_a_source_until_its_subscriber_has_stopped(
+    harness: Harness,
+) -> None:
+    """Found by an audit: with its list, the source's clusters were free, in which the subscriber worked on."""
+    harness.service.shard = Shard()
+    eu = new_source(Ledger(), fleet=harness.fleet, name="eu", removals=RemovalLimits())
+    assignment = FleetAssignment(harness.fleet, 30.0)
+    harness.listed(ready("alpha"))
+    assign(assignment, ALONE)
+    async with harness.subscriber(**OF_AN_EARLIER_RUN) as mine:
+        await mine.batch()
+    await eventually(lambda: not harness.service.streams)
+    listing(eu, ready("eu#beta"))
+    assert assignment.lost() is None
+    async with harness.subscriber(**OF_AN_EARLIER_RUN) as mine:
+        await mine.until_synced()
+        await eventually(lambda: assignment.lost() is not None)
+
+
+async def test_no_cluster_of_a_source_that_is_listed_moves_before_a_stream_that_went_on_without_it_has_sent_that(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.service.shard = Shard()
+    eu = new_source(Ledger(), fleet=harness.fleet, name="eu", removals=RemovalLimits())
+    assignment = FleetAssignment(harness.fleet, 30.0)
+    harness.listed(ready("alpha"))
+    assign(assignment, ALONE)
+    async with harness.subscriber(**OF_AN_EARLIER_RUN, accepts_pending_sources=True) as mine:
+        await mine.until_synced()
+        (subscriber,) = harness.fleet.releases._subscribers.values()
+        await eventually(lambda: subscriber.is_told)
+        sent = hold_batches(monkeypatch)
+        listing(eu, ready("eu#beta"))
+        await eventually(lambda: not subscriber.is_told)
+        assert assignment.lost() is None
+        sent.set()
+        await mine.until_synced()
+        await eventually(lambda: assignment.lost() is not None)
+
+
+async def test_stream_of_this_run_that_its_client_does_not_read_delays_no_move_of_other_clusters(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by an audit: its member acknowledged no view for `stalled_timeout`, or for as long as a client wished."""
+    harness.service.shard = Shard()
+    assignment = FleetAssignment(harness.fleet, 30.0)
+    harness.listed(ready("alpha"))
+    assign(assignment, ALONE)
+    async with harness.subscriber(confirm_releases=True, subscriber="operator") as mine:
+        revision = (await mine.until_synced())[-1].revision
+    await eventually(lambda: not harness.service.streams)
+    harness.seen(ready("beta"))
+    hold_batches(monkeypatch)
+    async with harness.subscriber(confirm_releases=True, subscriber="operator", resume_revision=revision):
+        await eventually(lambda: any(stream.cursor is not None for stream in harness.service.streams))
+        assert assignment.lost() is not None
+        harness.seen(not_ready("alpha"))
+        assert [*harness.fleet.releases.unreached(steady_now())] == ["alpha"]
 
 
 def listing(source: ClusterSource, *found: Ready) -> None:

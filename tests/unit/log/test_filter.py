@@ -79,3 +79,9 @@ def test_view_that_excludes_a_source_matches_no_cluster_of_the_source() -> None:
     assert not view.confirms_releases
     assert view.fingerprint != EVERYTHING.fingerprint
     assert without_sources(EVERYTHING, frozenset()) is EVERYTHING
+
+
+def test_unfiltered_view_shows_all_that_its_reader_may_see() -> None:
+    wanted = Filter(names=frozenset("a"), sources=frozenset({"eu"}), confirms_releases=True)
+    for view in (wanted, without_sources(wanted, frozenset({"us"}))):
+        assert view.unfiltered == Filter(confirms_releases=True)

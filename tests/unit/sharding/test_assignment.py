@@ -244,7 +244,7 @@ async def test_cluster_that_moves_while_its_subscriber_catches_up_is_engaged_els
     assert not source.changes.releases.may_renew(KEY, began + 31.0)
     source.changes.unsubscribe(again)
     assert (source.engagements.engaged, lost(assignment)) == (0, {"x"})
-    pass_time(OWNED_S + 1.0)
+    pass_time(29.0 + OWNED_S)
     assert lost(assignment) == set()
 
 
