@@ -14,10 +14,11 @@ def next_view(group: ObservedGroup, holder: str, now: float, timing: Timing) -> 
     if not members and group.candidates.members:
         return None  # present owners continue until a candidate may engage clusters
     if not group.are_stable(now, timing):
-        # Newcomers wait, and what leaving members hand over does not.
-        members = {name: member for name, member in members.items() if former.get(name) == member}
-        if view is None or not _only_loses_leaving_members(group, former, members):
+        # Newcomers wait, unless all others leave, and what leaving members hand over does not.
+        staying = {name: member for name, member in members.items() if former.get(name) == member}
+        if not former or not _only_loses_leaving_members(group, former, staying):
             return None
+        members = staying or members
     if not group.is_authoritative or (view is None and group.latest_view is not None):
         return None
     if view is not None and (

@@ -343,14 +343,14 @@ def test_successor_begins_with_the_number_of_a_restored_backup_and_what_it_has_n
     assert slow not in driver.owned("b")
 
 
-def joining_every(seconds: float, driver: Driver, until: float) -> float:
+def joining_every(seconds: float, driver: Driver, until: float, name: str = "m") -> float:
     """Let members join, and return the longest time for which a cluster had no owner."""
     unowned, number, at = dict.fromkeys(ALL, 0.0), 0, driver.now
     longest = 0.0
     while driver.now < until:
         if driver.now >= at:
             number, at = number + 1, driver.now + seconds
-            driver.add(f"m{number}", Member(f"m{number}", f"m{number}#1"))
+            driver.add(f"{name}{number}", Member(f"{name}{number}", f"{name}{number}#1"))
         driver.run(0.25)
         owned = set().union(*map(driver.owned, driver.members))
         unowned = {key: 0.0 if key in owned else since + 0.25 for key, since in unowned.items()}
@@ -370,6 +370,16 @@ def test_members_that_join_do_not_delay_a_hand_over() -> None:
     joining_every(4.0, driver, driver.now + 6.0)
     driver.members["a"].leave()
     assert joining_every(4.0, driver, driver.now + 40.0) <= 2.5
+
+
+def test_members_that_all_hand_over_wait_for_no_more_members_that_join_and_leave_no_cluster_without_an_owner() -> None:
+    """Found by an audit: the next view had no members, and no cluster had an owner for up to 20 s."""
+    driver = settled("a", "b")
+    joining_every(4.0, driver, driver.now + 12.0)
+    for name in "ab":
+        driver.members[name].leave()
+    assert joining_every(4.0, driver, driver.now + 20.0, "n") <= 2.5
+    assert all(driver.members[name].has_ended for name in "ab")
 
 
 @pytest.mark.parametrize("acknowledged", [0, None])
