@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from milo_kube.user_code import not_an_exception
@@ -76,8 +76,8 @@ class ThreadCalls:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def wait(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a call in the event loop and return its result. Raises CancelledError if the reconcile was canceled, and
-        RuntimeError in the thread of the event loop."""
+        """Run a call in the event loop and return its result. Raises asyncio.CancelledError if the reconcile was
+        canceled, and RuntimeError in the thread of the event loop."""
         if not isinstance(call, Coroutine):
             raise TypeError(f"request.wait takes a coroutine, such as request.get(), not {call!r:.100}")
         if self._loop.is_here:
@@ -135,5 +135,6 @@ def _copy(task: asyncio.Task[T], result: Future[T]) -> None:
         result.set_result(task.result())
 
 
-def _canceled() -> CancelledError:
-    return CancelledError("the reconcile was canceled")
+def _canceled() -> asyncio.CancelledError:
+    """Return the error that an async reconciler gets, which `except Exception` does not catch."""
+    return asyncio.CancelledError("the reconcile was canceled")

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from milo_controllers.errors import text_of
 from milo_controllers.event_log import EventContent, EventLog, EventWrite, in_core
 from milo_controllers.kinds import CORE_EVENTS, EVENTS, Document, Kind
-from milo_discovery.api_errors import AlreadyExists, ApiError, NotFound, NotServed, Unreachable
+from milo_discovery.api_errors import AlreadyExists, ApiError, NotFound, NotLeading, NotServed, Unreachable
 from milo_discovery.cluster_api import MERGE_PATCH, ClusterApi
 from milo_discovery.errors import DiscoveryError
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
@@ -217,7 +217,7 @@ def _is_retried(error: Exception) -> bool:
     """Return whether the next attempt may succeed."""
     if isinstance(error, ApiError):
         return error.status == 429 or error.status >= 500
-    return isinstance(error, Unreachable | DiscoveryError)
+    return isinstance(error, Unreachable | DiscoveryError | NotLeading)
 
 
 def _retry_after(error: Exception) -> timedelta | None:

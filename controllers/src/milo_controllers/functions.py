@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from milo_kube.user_code import call
+from milo_kube.user_code import not_an_exception
 
 T = TypeVar("T")
 
@@ -20,9 +21,13 @@ def call_in_thread(function: Callable[[T], Any], argument: T) -> Any:
     """Call a plain function, whose result an event loop awaits. Before Python 3.13, it would wait forever for a
     StopIteration, as `next` raises it."""
     try:
-        return call(function, argument)
+        return function(argument)
     except StopIteration as error:
         raise RuntimeError("the function raised StopIteration") from error
+    except (Exception, KeyboardInterrupt, asyncio.CancelledError):  # the last of `request.wait`
+        raise
+    except BaseException as error:  # noqa: BLE001  (the author's code)
+        raise not_an_exception(error) from None
 
 
 def check_reconciler(function: Callable[..., Any]) -> None:

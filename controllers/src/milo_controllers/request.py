@@ -78,8 +78,9 @@ class Result:
         check_options("", requeue_after=self.requeue_after)
 
 
-class _ReadMetadata(msgspec.Struct):
+class _ReadMetadata(msgspec.Struct, rename="camel"):
     generation: int | None = None
+    deletion_timestamp: str | None = None
 
 
 class _ReadObject(msgspec.Struct):
@@ -102,6 +103,10 @@ class _Observed(NamedTuple):
     @property
     def generation(self) -> int | None:
         return _OBJECT.decode(self.raw).metadata.generation
+
+    @property
+    def is_terminating(self) -> bool:
+        return bool(_OBJECT.decode(self.raw).metadata.deletion_timestamp)
 
 
 class RequestedCluster(WrittenCluster, Protocol):
@@ -158,8 +163,8 @@ class Request(Generic[ObjectT]):
     def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
         """Run a call in the event loop and return its result, for a reconciler that is a plain function.
 
-        For example `request.wait(request.get())`. Raises CancelledError if the reconcile was canceled, and RuntimeError
-        in an async reconciler.
+        For example `request.wait(request.get())`. Raises asyncio.CancelledError if the reconcile was canceled, and
+        RuntimeError in an async reconciler.
         """
         return self._calls.wait(call)
 
@@ -414,12 +419,17 @@ class Request(Generic[ObjectT]):
     async def ensure_finalizer(self, finalizer: str) -> bool:
         """Add the finalizer unless the object has it or is terminating. Return whether it was added.
 
-        Conflicts are retried as in `set_condition`.
+        Raises Conflict if the deletion was requested after `get` returned the object: nothing may be created that the
+        finalizer was for. Other conflicts are retried as in `set_condition`.
         """
 
         def changed(found: Document) -> Document | None:
             finalizers: builtins.list[str] = found["metadata"].get("finalizers") or []
-            if finalizer in finalizers or is_terminating(found):
+            if finalizer in finalizers:
+                return None
+            if is_terminating(found):
+                if self._observed is not None and not self._observed.is_terminating:
+                    raise Conflict(409, "Conflict", f"{self!r}: its deletion was requested since `get` returned it")
                 return None
             return {"metadata": {"finalizers": [*finalizers, finalizer]}}
 

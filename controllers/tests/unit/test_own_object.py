@@ -95,6 +95,40 @@ async def test_response_of_another_subresource_does_not_become_the_object() -> N
     assert api.patches[-1]["metadata"]["finalizers"] == ["others", "mine"]
 
 
+@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "conflict"])
+async def test_finalizer_of_an_object_whose_deletion_was_requested_after_get_is_a_conflict(is_cached: bool) -> None:
+    """Found by a reader: what the finalizer was for was created, and no call saw that the object terminates."""
+
+    class ConflictingApi(FakeApi):
+        async def send(self, method: str, path: str, query: object = (), body: Any = None, **more: object) -> Document:
+            if method == "PATCH":
+                raise Conflict(409, "Conflict", "the object has been modified")
+            return await super().send(method, path, query, body, **more)
+
+    api = ConflictingApi()
+    request = request_to(api)
+    await request.get()
+    terminating = {**DEPLOYMENT, "metadata": {**METADATA, **TERMINATING, "resourceVersion": "2"}}
+    api.stored = terminating
+    if is_cached:
+        request._member.view.document = lambda *_: terminating  # type: ignore[method-assign]
+    with pytest.raises(Conflict, match="its deletion was requested since `get` returned it"):
+        await request.ensure_finalizer("mine")
+    assert not await request.ensure_finalizer("others")
+
+
+async def test_terminating_object_gets_no_finalizer() -> None:
+    request = request_to(FakeApi())
+    terminating = {**DEPLOYMENT, "metadata": {**METADATA, **TERMINATING}}
+    request._member.view.cached = lambda *_: CachedObject(  # type: ignore[method-assign]
+        "d", "default", "u", "1", msgspec.json.encode(terminating)
+    )
+    request._member.view.document = lambda *_: terminating  # type: ignore[method-assign]
+    assert not await request.ensure_finalizer("mine")
+    await request.get()
+    assert not await request.ensure_finalizer("mine")
+
+
 @pytest.mark.parametrize(
     ("response", "is_found"),
     [

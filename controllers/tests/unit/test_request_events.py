@@ -13,7 +13,7 @@ from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.kinds import Document, Kind
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
-from milo_discovery.api_errors import AlreadyExists, ApiError, NotFound, NotServed, Unreachable
+from milo_discovery.api_errors import AlreadyExists, ApiError, NotFound, NotLeading, NotServed, Unreachable
 from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.testing import fake_clock
 from milo_kube.failure_log import FailureLog
@@ -194,6 +194,7 @@ UNAVAILABLE = ApiError(503, "ServiceUnavailable", "try again")
         ApiError(429, "TooManyRequests", "slow down"),
         Unreachable("closed", "the connection was closed"),
         UnusableKubeconfig("no credential"),
+        NotLeading("the cluster moved"),
     ],
 )
 async def test_event_is_retried_after_a_transient_failure(failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
