@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -104,9 +105,10 @@ def _covers(pattern: HostPattern, host: str) -> bool:
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
 
 
-def parsed_kubeconfig(content: bytes, origin: str) -> ParsedKubeconfig:
-    """Parse a kubeconfig. Raises MalformedError, which quotes no value of the content, since values may be secret."""
-    return _parsed_kubeconfig(kubeconfig.parse, content, origin)
+def parsed_kubeconfig(content: bytes, origin: str, *, nodes: int | None = None) -> ParsedKubeconfig:
+    """Parse a kubeconfig, with at most `nodes` YAML nodes. Raises MalformedError, which quotes no value of the content,
+    since values may be secret."""
+    return _parsed_kubeconfig(partial(kubeconfig.parse, nodes=nodes), content, origin)
 
 
 def decoded_kubeconfig(encoded: str, origin: str) -> ParsedKubeconfig:

@@ -19,6 +19,9 @@ from milo_kube.kubeconfig import STATED, ParsedKubeconfig
 ENDINGS = (".kubeconfig", ".yaml", ".yml", ".conf", ".config", ".json")
 """File name extensions, which are not part of a cluster's name."""
 KIND_PREFIX = "kind-"
+_NODES = 5_000
+"""Maximum number of YAML nodes in a file of a directory, which may have thousands of files: 200 contexts have about
+4,000. More would take a tenth of a second for each change of a file."""
 _IDENTITIES = uuid.UUID("5c0a3d5e-6f1c-4a53-9a0d-6f1f7a8f1a0e")
 
 
@@ -57,7 +60,7 @@ class KindKind(_KubeconfigKind, frozen=True, kw_only=True):
 
 def _file(file: str, content: bytes) -> Iterable[FileObject]:
     try:
-        yield _object(file, cluster_name(file), parsed_kubeconfig(content, file), None, file)
+        yield _object(file, cluster_name(file), parsed_kubeconfig(content, file, nodes=_NODES), None, file)
     except MalformedError as error:
         yield FileObject(file, problem=str(error))
 
