@@ -2270,8 +2270,9 @@ func (x *RenewOwnershipRequest) GetSubscriber() string {
 // RenewOwnershipResponse is the state of a daemon's ownership.
 type RenewOwnershipResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unset while the daemon owns nothing, or has no stream of `subscriber`: an earlier response stands until its
-	// `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose ownership does not end.
+	// Unset while the daemon owns nothing, or has no stream of `subscriber` that has sent what ended before it: an earlier
+	// response stands until its `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose
+	// ownership does not end.
 	ValidFor *durationpb.Duration `protobuf:"bytes,1,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
 	// The daemon shares the clusters with others.
 	Sharded       bool `protobuf:"varint,2,opt,name=sharded,proto3" json:"sharded,omitempty"`

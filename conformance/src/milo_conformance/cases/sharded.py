@@ -143,7 +143,7 @@ async def becomes_sharded(run: Run) -> None:
     "A response without `valid_for` does not shorten the ownership",
     why="The daemon cannot renew its ownership at present, and keeps it until the `valid_for` of an earlier response "
     "has passed. Ending all work before then would be an outage.",
-    demands="an earlier response stands until its\n  // `valid_for` has passed",
+    demands="an earlier\n  // response stands until its `valid_for` has passed",
 )
 async def response_without_time(run: Run) -> None:
     stream = await sharded_stream(run, once(response(3), owned(None)))
@@ -240,7 +240,7 @@ async def renewals_name_the_subscriber(run: Run) -> None:
 @sharded(
     "The ownership of a daemon that leaves its shard group does not expire",
     why="The daemon was reconfigured. Its responses no longer contain `valid_for`, and the work continues.",
-    demands="on a daemon that shares clusters with no other, whose ownership does not end",
+    demands="on a daemon that shares clusters with no other",
 )
 async def no_longer_sharded(run: Run) -> None:
     stream = await sharded_stream(run, owned(2))

@@ -1259,8 +1259,9 @@ class RenewOwnershipResponse(_message.Message):
     """The daemon shares the clusters with others."""
     @_builtins.property
     def valid_for(self) -> _duration_pb2.Duration:
-        """Unset while the daemon owns nothing, or has no stream of `subscriber`: an earlier response stands until its
-        `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose ownership does not end.
+        """Unset while the daemon owns nothing, or has no stream of `subscriber` that has sent what ended before it: an earlier
+        response stands until its `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose
+        ownership does not end.
         """
 
     def __init__(

@@ -1306,8 +1306,9 @@ export const RenewOwnershipRequestSchema: GenMessage<RenewOwnershipRequest> = /*
  */
 export type RenewOwnershipResponse = Message<"milo.discovery.v1.RenewOwnershipResponse"> & {
   /**
-   * Unset while the daemon owns nothing, or has no stream of `subscriber`: an earlier response stands until its
-   * `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose ownership does not end.
+   * Unset while the daemon owns nothing, or has no stream of `subscriber` that has sent what ended before it: an earlier
+   * response stands until its `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose
+   * ownership does not end.
    *
    * @generated from field: google.protobuf.Duration valid_for = 1;
    */
