@@ -512,7 +512,7 @@ func TestFleetSaysHowCurrentItIs(t *testing.T) {
 		daemon, fleet := begin(t, func(d *discoverytest.Daemon) { d.Shard(20 * time.Second); engaged(d) })
 		daemon.Stop()
 		time.Sleep(time.Minute)
-		if state := fleet.State(); state.Synced || !state.StaleSince.IsZero() || names(fleet) != "" {
+		if state := fleet.State(); state.Connected || state.Problem == "" || state.Synced || !state.StaleSince.IsZero() || names(fleet) != "" {
 			t.Errorf("got %+v with clusters %q, want not synced, and none", state, names(fleet))
 		}
 		daemon.Start()

@@ -26,7 +26,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from .conftest import AT_ONCE
 from .eventually import eventually
 from .kubeconfigs import text
-from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
+from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated, waiting
 from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 
 
@@ -113,6 +113,51 @@ async def test_state_of_the_connection_can_be_awaited(fleet, daemon, begin):
         stream = await daemon.stream()
         stream.send(following("1", "2"))
         assert (await fleet.discovery_changed(since=lost)).connected
+
+
+async def test_clusters_are_not_followed_before_the_snapshot_of_a_restarted_daemon(fleet, daemon, begin):
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a")))
+        await fleet.synced()
+        stream.end()
+        stream = await begin(waiting())
+        await eventually(lambda: fleet.discovery.problem == "the daemon has not sent its clusters yet")
+        assert (fleet.discovery.connected, fleet.discovery.synced, [*fleet.clusters]) == (False, True, ["a"])
+        stream.send(snapshot("2", engaged("a")))
+        await eventually(lambda: fleet.discovery.connected)
+        assert fleet.discovery.problem == ""
+
+
+async def test_fleet_that_has_ended_is_neither_connected_nor_synced(fleet, begin):
+    async with fleet:
+        await begin(snapshot("1", engaged("a")))
+        await fleet.synced()
+    assert (fleet.discovery.connected, fleet.discovery.synced) == (False, False)
+    assert fleet.discovery.problem == "the Fleet has ended"
+
+
+async def test_fleet_that_is_refused_is_not_connected_while_its_handlers_end(client, begin):
+    fleet, may_end = Fleet(client), asyncio.Event()
+
+    @fleet.on_engage
+    async def slow_to_end(_: EngagedCluster) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+
+    running = asyncio.create_task(fleet.run())
+    stream = await begin(snapshot("1", engaged("a")))
+    await fleet.synced()
+    stream.end(Refusal(grpc.StatusCode.PERMISSION_DENIED, "no rule permits it"))
+    await fleet.failed()
+    assert (fleet.discovery.connected, fleet.discovery.synced, [*fleet.clusters]) == (False, True, ["a"])
+    assert "no rule permits it" in fleet.discovery.problem
+    may_end.set()
+    with pytest.raises(PermissionDenied):
+        await running
+    assert (fleet.discovery.connected, fleet.discovery.synced) == (False, False)
+    assert "no rule permits it" in fleet.discovery.problem
 
 
 async def test_freshness_of_the_sources_is_known_with_the_view_and_changes_with_the_sources(fleet, begin):

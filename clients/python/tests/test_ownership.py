@@ -174,7 +174,7 @@ class TestWatch:
             assert (await anext(watch)).type is EventType.ENGAGED
             connect.is_refused = True
             assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
-            assert connect.refused
+            assert (connect.refused > 0, watch.connected, watch.is_synced) == (True, False, False)
             connect.is_refused, daemon.ownership = False, LONG
             reading = asyncio.create_task(anext(watch))
             await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
@@ -293,6 +293,22 @@ class TestWatch:
             await eventually(lambda: running == {"a", "b"})
             daemon.ownership = None
             await eventually(lambda: not running)
+
+    async def test_fleet_is_neither_connected_nor_synced_while_the_ownership_is_lost(self, client, daemon):
+        """Found by a reader: it was both for as long as the daemon hung, and what is pruned by that was removed."""
+        daemon.ownership = SHORT
+        fleet = Fleet(client)
+        async with fleet:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            await fleet.synced()
+            daemon.ownership = None
+            await eventually(lambda: not fleet.clusters)
+            assert (fleet.discovery.connected, fleet.discovery.synced) == (False, False)
+            assert fleet.discovery.problem == "the daemon's ownership of its clusters has expired"
+            daemon.ownership = LONG
+            await daemon_stream(daemon, sharded(snapshot("2", engaged("a"))))
+            await eventually(lambda: fleet.discovery.synced)
+            assert (fleet.discovery.connected, [*fleet.clusters]) == (True, ["a"])
 
     async def test_cluster_is_not_engaged_once_the_ownership_has_expired_before_the_event_loop_notices(
         self, client, daemon

@@ -855,6 +855,8 @@ async def test_lost_ownership_ends_all_reconciles_and_a_restart_begins_them_agai
         await eventually(lambda: reasons == [DisengageReason.OWNERSHIP_LOST] * 2)
         assert not running.fleet.clusters
         assert not running.controllers.health().discovery.connected
+        assert not running.controllers.view.view(WIDGETS).is_complete
         running.discovery.restart()
         await eventually(lambda: len(log.seen) == 4)
         assert running.controllers.health().discovery.connected
+        await eventually(lambda: running.controllers.view.view(WIDGETS).is_complete)

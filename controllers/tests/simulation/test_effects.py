@@ -243,6 +243,7 @@ class Simulation:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.is_healed = False
+        self.is_owner = True
         self.violations: list[str] = []
         self.projects: dict[str, Project] = {}
         """The present incarnation of each project."""
@@ -324,6 +325,8 @@ class Simulation:
         self.is_healed = True
         if self.election is not None:
             self.election.healed.set()
+        if not self.is_owner:
+            self.discovery.restart()
         for name in CLUSTERS:
             project = self.projects[name]
             project.is_down = project.suspended = False
@@ -375,8 +378,10 @@ class Simulation:
                 self.discovery.renew(name)
             case "ownership":
                 self.discovery.lose_ownership()
+                self.is_owner = False
             case "restart":
                 self.discovery.restart()
+                self.is_owner = True
 
     def _create_project(self, name: str) -> None:
         """Create a project, or another one of the same name."""

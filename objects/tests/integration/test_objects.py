@@ -299,6 +299,18 @@ async def test_end_of_a_cluster_is_said_once_with_its_reason(
     assert found.of("default") == found.of("default")[:2], "no object of the ended cluster is said to be gone"
 
 
+async def test_clusters_are_not_known_until_a_lost_ownership_is_regained(planes: list[ControlPlane]) -> None:
+    async with running(*planes) as found:
+        await eventually(lambda: is_complete(found.objects))
+        found.discovery.lose_ownership()
+        await eventually(lambda: not found.objects.clusters)
+        assert not is_complete(found.objects)
+        assert found.source.problems == {}
+        found.discovery.restart()
+        await eventually(lambda: is_complete(found.objects))
+        assert found.objects.clusters.keys() == {plane.project for plane in planes}
+
+
 async def test_objects_of_a_replaced_project_follow_the_end_of_its_predecessor(alpha: ControlPlane) -> None:
     async with running(alpha) as found:
         await eventually(lambda: is_complete(found.objects))

@@ -112,7 +112,7 @@ type Session struct {
 // Revision returns the revision from which the next stream resumes; empty to start over.
 func (s *Session) Revision() string { return s.revision }
 
-// Synced reports whether the view was ever complete. It stays true when a stream ends.
+// Synced reports whether the view was complete, and has not been emptied since. It stays true when a stream ends.
 func (s *Session) Synced() bool { return s.synced }
 
 // Source returns the last received status of the daemon's view of Milo, or nil.
@@ -173,7 +173,7 @@ func (s *Session) LoseOwnership() []Change {
 			Message: OwnershipNotRenewed,
 		})
 	}
-	s.phase, s.last, s.view, s.snapshot, s.revision = closed, "", nil, nil, ""
+	s.phase, s.last, s.view, s.snapshot, s.revision, s.synced = closed, "", nil, nil, "", false
 	return lost
 }
 

@@ -106,7 +106,8 @@ class Session:
         self.revision = ""
         """The revision from which the next stream resumes; empty to start over."""
         self.synced = False
-        """Whether the view was ever complete. It stays true when a stream ends, because the view is kept."""
+        """Whether the view was complete, and has not been emptied since. It stays true when a stream ends, because the
+        view is kept."""
         self.source: SourceStatus | None = None
         """The freshness of the daemon's view of Milo, as last received."""
         self.sources: Mapping[str, SourceStatus] = {}
@@ -155,6 +156,7 @@ class Session:
         self._view.clear()
         self._phase = _Closed()
         self.revision = ""
+        self.synced = False
         return lost
 
     def _continue(self, phase: _Phase, batch: pb.WatchClustersResponse) -> _Step:

@@ -187,7 +187,7 @@ class WatchState:
 
     @property
     def is_synced(self) -> bool:
-        """Whether the first complete view has arrived."""
+        """Whether `clusters` holds a complete view: not before the first has arrived, and not after OWNERSHIP_LOST."""
         return self._subscription.session.synced
 
 

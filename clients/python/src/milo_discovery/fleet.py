@@ -95,12 +95,14 @@ class DiscoveryState:
     """The state of the connection to the daemon."""
 
     connected: bool
+    """Whether the engaged clusters are followed. After a reconnect without a resume, not before their snapshot."""
     synced: bool
-    """Whether the first complete view of the engaged clusters has arrived."""
+    """Whether the engaged clusters are known: not before the first complete view has arrived. After OWNERSHIP_LOST, not
+    before the next one, and not after the end of the Fleet."""
     since: datetime
-    """When the connection was established, or the daemon was last heard."""
+    """Since when they are followed, or when the daemon was last heard."""
     problem: str = ""
-    """Why there is no connection; empty if there is one."""
+    """Why they are not followed; empty if they are."""
     freshness: SourceFreshness = field(default_factory=SourceFreshness)
     """How current the daemon's view of its sources is, as last received."""
 
@@ -247,16 +249,21 @@ class Fleet(RunsInBackground):
                     except Exception as error:
                         self._fail(error)
                         raise
+                    finally:
+                        if not isinstance(self._state, Exception):
+                            self._connected(False, "the Fleet has ended")
                     if following is not None:
                         following.cancel()
                     # The client was closed, so no more events will arrive.
                     subscriber = ""
+                    self._lose_view()
                     for name in tuple(self._members):
                         self._disengage(name)
         finally:
             if not isinstance(self._state, Exception):
                 self._state = "ended"
             self._log_failure_summaries(final=True)
+            self._lose_view()
             for member in self._members.values():
                 member.cluster.disengage()
             self._members.clear()
@@ -283,6 +290,8 @@ class Fleet(RunsInBackground):
                 self._engage(self._engagement(item, watch), tasks)
                 self._drain(item.cluster.name, watch, tasks)
             case Event(type=EventType.DISENGAGED):
+                if item.reason is DisengageReason.OWNERSHIP_LOST:
+                    self._lose_view()  # first: another thread sees that a cluster is missing
                 cluster = self._disengage(item.cluster.name, item.reason)
                 if self._disengage_handler is not None:
                     previous = self._unfinished_tasks(cluster.name)
@@ -302,12 +311,18 @@ class Fleet(RunsInBackground):
                 if self._state == "running":
                     self._state = "synced"
                 self._signal.notify()
-            case Connected():
+            case Connected(resumed=resumed):
                 log.info("connected to the daemon")
-                self._connected(True)
+                is_current = resumed or not self.discovery.synced
+                self._connected(is_current, "" if is_current else "the daemon has not sent its clusters yet")
             case Disconnected(error=error):
                 log.warning("no stream from the daemon; retrying: %s", error)
                 self._connected(False, str(error), at=item.heard_at)
+
+    def _lose_view(self) -> None:
+        """Record that clusters can be missing."""
+        self.discovery = replace(self.discovery, synced=False)
+        self._signal.notify()
 
     def _connected(self, connected: bool, problem: str = "", *, at: datetime | None = None) -> None:
         since = at or datetime.now(UTC) if connected != self.discovery.connected else self.discovery.since
@@ -405,6 +420,7 @@ class Fleet(RunsInBackground):
     def _fail(self, error: Exception) -> None:
         if not isinstance(self._state, Exception):
             self._state = error
+            self._connected(False, str(error))
         self._signal.notify()
 
     async def _run_handler(

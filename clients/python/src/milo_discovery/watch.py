@@ -270,6 +270,8 @@ class Watch(WatchState):
 
     async def _ownership_changed(self, *, ended: bool) -> None:
         if ended:
+            error = StreamBroken("the daemon's ownership of its clusters has expired")
+            self._subscription.stream_lost(error, asyncio.get_running_loop().time())
             self._subscription.ownership_ended()
             await self._stop_reading()
         self._signal.notify()
