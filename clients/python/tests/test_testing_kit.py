@@ -265,6 +265,27 @@ async def test_fake_discovery_engages_a_cluster_once_whose_ownership_was_lost(al
         assert fleet.get(alpha.project) is operated[-1]
 
 
+async def test_fake_discovery_is_neither_connected_nor_synced_without_its_ownership(alpha: ControlPlane):
+    discovery = FakeDiscovery(alpha)
+    async with (fleet := Fleet(discovery)):
+        await fleet.synced()
+        discovery.lose_ownership()
+        await eventually(lambda: not fleet.discovery.connected)
+        assert (fleet.discovery.synced, [*fleet.clusters]) == (False, [])
+        discovery.restart()
+        await eventually(lambda: fleet.discovery.synced)
+        assert (fleet.discovery.connected, [*fleet.clusters]) == (True, [alpha.project])
+
+
+async def test_fake_discovery_replaces_a_cluster_by_another_uid(alpha: ControlPlane):
+    discovery = FakeDiscovery(alpha)
+    first, second = discovery.engage(alpha).uid, discovery.engage(alpha).uid
+    assert first != second
+    discovery.disengage(alpha.project, DisengageReason.NOT_READY)
+    assert discovery.engage(alpha).uid == second
+    assert discovery.engage(alpha, uid="given").uid == "given"
+
+
 def test_control_plane_serves_common_built_in_kinds(alpha: ControlPlane):
     for version, kind, plural in BUILT_IN_KINDS + CLUSTER_SCOPED_KINDS:
         manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": "web"}, "spec": {"any": {"field": [1]}}}

@@ -43,6 +43,8 @@ class FakeDiscovery:
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
         self._lost: dict[str, tuple[Cluster, ControlPlane]] = {}
         self._incarnations = 0
+        self._uids: dict[str, str] = {}
+        """The UID that each cluster last had."""
         self._confirms_releases = True
         self.lifetimes: dict[str, timedelta] = {}
         """The lifetime of new kubeconfigs, by engaged cluster."""
@@ -56,14 +58,17 @@ class FakeDiscovery:
 
     def engage(self, control_plane: ControlPlane, *, lifetime: timedelta = _LIFETIME, **fields: Any) -> Cluster:
         """Engage a cluster; one of the same name is replaced. `lifetime`: that of its kubeconfigs. `fields`: fields of
-        the Cluster, such as `labels` or `uid`."""
+        the Cluster, such as `labels` or `uid`, which is another one by default if the cluster replaces one."""
         self._incarnations += 1
         name = control_plane.project
         self._lost.pop(name, None)
         if name in self._engaged:
             self.disengage(name, DisengageReason.REPLACED)
-        given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
+            self._uids[name] = f"uid-{name}-{self._incarnations}"
+        uid = self._uids.get(name, f"uid-{name}")
+        given = {"uid": uid, "endpoint": control_plane.access().server, **fields}
         cluster = Cluster(name=name, incarnation=f"{self._incarnations}", **given)
+        self._uids[name] = cluster.uid
         self._engaged[name] = cluster, control_plane
         self.lifetimes[name] = lifetime
         kubeconfig = self._kubeconfig(name)
@@ -85,7 +90,8 @@ class FakeDiscovery:
 
     def drain(self, name: str, reason: DisengageReason = DisengageReason.NOT_READY) -> None:
         """Begin a planned disengagement, which ends when the Fleet has released the cluster: at once if it does not
-        confirm releases."""
+        confirm releases. Its deadline is in an hour: `disengage`, with the same reason, ends it as the daemon does.
+        """
         if not self._confirms_releases:
             self.disengage(name, reason)
             return
