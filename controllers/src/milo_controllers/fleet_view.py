@@ -263,12 +263,14 @@ class FleetView:
         """Return what is known of a kind in all engaged clusters, and what is missing: so that "not found" is told
         apart from "not read yet". Raises NotCached."""
         assert self._engaged is not None
-        fleet = fleet_state(self._engaged.discovery)  # before the clusters: all are known that were when it was synced
+        before = self._engaged.discovery  # before the clusters: all are known that were when it was synced
+        members, engaged = dict(self._members), self._engaged.clusters
+        after = self._engaged.discovery  # those of a lost ownership leave when it is synced no longer
+        fleet = fleet_state(before if after.synced else after)
         unread = ScopeView(Pending(fleet.since), is_filled=False)
-        members = dict(self._members)
         scopes = {name: informer(member, kind) for name, member in members.items()}
         states = {name: _scope_view(found) for name, found in scopes.items()}
-        clusters = ((name, states.get(name, unread)) for name in {**self._engaged.clusters, **states})
+        clusters = ((name, states.get(name, unread)) for name in {**engaged, **states})
         return view_of(kind_of(kind).resource, fleet, clusters)
 
 

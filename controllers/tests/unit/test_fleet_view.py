@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,6 +15,7 @@ from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import CachedCluster, FleetView, RequestCaches
 from milo_controllers.kinds import Kind
 from milo_controllers.object_cache import CachedObject, ObjectCache, OwnerReference
+from milo_discovery.fleet import DiscoveryState
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 
 CONFIG_MAPS: Kind[Any] = Kind("v1/configmaps")
@@ -94,3 +98,20 @@ async def test_list_of_an_owner_and_an_index_value_has_only_the_objects_of_both(
     assert caches is not None
     found = caches.list(CONFIG_MAPS, owner="uid of a", index=("data", "old"))
     assert [each["metadata"]["name"] for each in found] == ["a_old"]
+
+
+class Losing:
+    """Engaged clusters that are lost with the ownership, between two reads of another thread."""
+
+    def __init__(self) -> None:
+        self.discovery = DiscoveryState(connected=True, synced=True, since=datetime.now(UTC))
+
+    @property
+    def clusters(self) -> Mapping[str, object]:
+        self.discovery = replace(self.discovery, connected=False, synced=False)
+        return {}
+
+
+async def test_view_is_not_complete_if_the_ownership_is_lost_while_it_is_read() -> None:
+    view = FleetView({}, Losing()).view("v1/configmaps")
+    assert (view.known, view.is_complete) == (0, False)
