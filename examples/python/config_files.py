@@ -79,7 +79,8 @@ def prune() -> None:
     for project in filter(Path.is_dir, FILES.iterdir()):
         caches = controllers.view.cluster(unquote(project.name))
         if caches is None:
-            shutil.rmtree(project)
+            if controllers.health().discovery.synced:  # also now: it may have been lost with all others
+                shutil.rmtree(project)
             continue
         with suppress(NotSynced):
             found = [config_map["metadata"] for config_map in caches.list(CONFIG_MAPS)]
