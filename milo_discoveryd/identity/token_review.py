@@ -22,6 +22,7 @@ from milo_discoveryd.identity.token_review_cache import (
     TokenUser,
 )
 from milo_discoveryd.logger import log
+from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
@@ -178,7 +179,8 @@ class TokenReviewer:
                 refuse(self.origin, answer, "review a token", _REQUIRED_RULE)
             result = self._result(read(self.origin, answer, _TOKEN_REVIEW).status, expires_at)
         except (TransportError, BackendError) as error:
-            retry_after_s = max(RETRY_AFTER_S, getattr(error, "retry_after_s", None) or 0.0)
+            stated_s = getattr(error, "retry_after_s", None) or 0.0
+            retry_after_s = max(RETRY_AFTER_S, min(stated_s, retry_after.LONGEST_S))
             failure = TokenReviewUnavailableError(
                 "tokens can't be reviewed at present; retry", retry_after_s=retry_after_s, why=str(error)
             )

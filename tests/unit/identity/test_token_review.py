@@ -156,9 +156,10 @@ async def test_failed_token_review_accepts_no_token_and_pauses_reviews_for_a_sec
     assert (await there.reviews.authenticate(token())).name == OPERATOR
 
 
-async def test_token_review_error_carries_retry_after() -> None:
-    there = Reviewing(answering(429, {}, **{"Retry-After": "7"}))
-    assert (await there.trouble(token())).retry_after_s == 7.0
+@pytest.mark.parametrize(("stated", "passed_on"), [("7", 7.0), ("999999999", 300.0)])
+async def test_token_review_error_carries_retry_after(stated: str, passed_on: float) -> None:
+    there = Reviewing(answering(429, {}, **{"Retry-After": stated}))
+    assert (await there.trouble(token())).retry_after_s == passed_on
 
 
 async def test_token_reviews_are_rate_limited() -> None:
