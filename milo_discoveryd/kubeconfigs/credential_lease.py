@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.daemon_errors import BackendError
 from milo_kube import retry_after
 from milo_kube.credential import CredentialError
 from milo_kube.moment import Moment
@@ -34,6 +35,10 @@ UNCHANGED_RETRY_SHARE = 0.1
 """If an issuer returns the same credential, the next request follows after this share of the remaining life, within
 the bounds of `UNCHANGED_RETRY_S`."""
 UNCHANGED_RETRY_S = (0.2, 60.0)
+LEAST_RENEWAL_S = 20.0
+"""The minimum time until a credential that replaced another one of the same cluster is renewed. Those who write a
+cluster's Secret choose the lifetime, and each new credential is sent to all streams. A lifetime of a minute or more is
+not affected: see `RENEWAL`."""
 JUMP_S = 5.0
 """A larger change of the wall clock against the monotonic one is a step."""
 
@@ -90,8 +95,11 @@ CredentialLeaseState: TypeAlias = Empty | Fresh | Renewing | Retrying | Expired
 
 
 class CredentialLease:
-    def __init__(self, draw: Draw) -> None:
+    def __init__(self, draw: Draw, *, least_renewal_s: float = 0.0) -> None:
+        """`least_renewal_s`: see `LEAST_RENEWAL_S`."""
         self._draw = draw
+        self._least_renewal_s = least_renewal_s
+        self._has_issued = False
         self.state: CredentialLeaseState = Empty()
 
     @property
@@ -156,7 +164,9 @@ class CredentialLease:
             return
         part = self._between(RENEWAL if before is not None else FIRST_RENEWAL)
         renew_in = min(issued.issued_at + part * issued.life_s - now.wall, MAX_RENEWAL_S * 2 * part)
-        self.state = Fresh(HeldCredential(issued, until, now.wall), now.steady + max(UNCHANGED_RETRY_S[0], renew_in))
+        least = max(UNCHANGED_RETRY_S[0], self._least_renewal_s if self._has_issued else 0.0)
+        self._has_issued = True
+        self.state = Fresh(HeldCredential(issued, until, now.wall), now.steady + max(least, renew_in))
 
     def failed(
         self,
@@ -182,6 +192,12 @@ class CredentialLease:
     def check(self, now: Moment) -> bool:
         """Return whether an attempt should begin now, and release an expired credential."""
         match self.state:
+            case Fresh(held=held, renew_at=at) if held.until <= now.steady < at:
+                problem = (
+                    f"the credential expired {at - held.until:.1f} s before the next may be requested; its source must "
+                    "issue credentials that are valid for longer"
+                )
+                self.state = Expired(at, 0, BackendError(problem, of_cluster=True))
             case Fresh(held=held) if held.left_s(now) <= 0:
                 self.state = Empty()
                 return True

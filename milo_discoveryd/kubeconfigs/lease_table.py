@@ -12,7 +12,7 @@ import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.credential_budget import CredentialBudget
-from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease, Draw
+from milo_discoveryd.kubeconfigs.credential_lease import LEAST_RENEWAL_S, CredentialLease, Draw
 from milo_discoveryd.model.cluster import Cluster, without_content
 
 UNAWAITED_S = 120.0
@@ -152,7 +152,9 @@ class LeaseTable:
         the users who write its object choose how often that changes."""
         entry = self._entries.get(key)
         if entry is None:
-            self._entries[key] = entry = LeaseEntry(key, cluster, CredentialLease(self._draw))
+            least_s = 0.0 if cluster is None else LEAST_RENEWAL_S
+            lease = CredentialLease(self._draw, least_renewal_s=least_s)
+            self._entries[key] = entry = LeaseEntry(key, cluster, lease)
             if cluster is not None:
                 of_cluster = self._of_cluster[key.incarnation]
                 for former in [former for former in of_cluster if former.place != key.place]:

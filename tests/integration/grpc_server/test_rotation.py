@@ -12,6 +12,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs import lease_table
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
 from milo_discoveryd.rights import quota
@@ -194,7 +195,10 @@ async def test_resumed_stream_reissues_kubeconfigs(tmp_path: Path) -> None:
             assert await subscriber.events() == ["ENGAGED delta"]
 
 
-async def test_disengaged_cluster_gets_no_kubeconfig_and_its_credential_is_revoked(tmp_path: Path) -> None:
+async def test_disengaged_cluster_gets_no_kubeconfig_and_its_credential_is_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_table, "LEAST_RENEWAL_S", 0.0)
     backend = RevokingBackend(life_s=1.5)
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(ready("alpha"), ready("beta"))

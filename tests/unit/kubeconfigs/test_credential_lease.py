@@ -13,6 +13,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.credential_lease import (
     BACKOFF_S,
     FIRST_RENEWAL,
+    LEAST_RENEWAL_S,
     MAX_RENEWAL_S,
     REFRESH,
     RENEWAL,
@@ -223,6 +224,37 @@ def test_credential_lease_retries_with_backoff_if_issuer_returns_the_same_creden
         assert isinstance(made.state, Fresh)
         assert made.due_at == pytest.approx(now + due_in)
     assert made.valid(at(96)) is None
+
+
+def test_credentials_of_a_cluster_are_renewed_at_intervals_whatever_lifetimes_they_state() -> None:
+    """Found by an attacker: tenants wrote tokens valid for 0.4 s, each of which was sent to all streams."""
+    made = CredentialLease(lambda: 0.5, least_renewal_s=LEAST_RENEWAL_S)
+    now = 0.0
+    for number, due_in in enumerate((0.2, 20, 20, 20)):
+        made.begin()
+        made.succeeded(minted(f"t{number}", now + 1000, 0.4), at(now))
+        assert made.due_at == pytest.approx(now + due_in)
+        now += due_in
+        assert made.check(at(now))
+    made.begin()
+    made.succeeded(minted("old", 0, 1000 + now + 1), at(now))
+    assert made.due_at == pytest.approx(now + 20)
+    assert not made.check(at(now + 2))
+    assert (made.held, "expired 19.0 s before" in str(made.failure)) == (None, True)
+
+
+@pytest.mark.parametrize("life_s", [60, 600, 3600])
+def test_interval_of_renewals_changes_nothing_for_credentials_valid_for_a_minute_or_more(life_s: float) -> None:
+    for draw in (0.0, 0.5, 1.0):
+        paced, free = (
+            CredentialLease(lambda draw=draw: draw, least_renewal_s=LEAST_RENEWAL_S),
+            lease(lambda draw=draw: draw),
+        )  # type: ignore[misc]
+        for number in range(3):
+            for each in (paced, free):
+                each.begin()
+                each.succeeded(minted(f"t{number}", 1000 + number, life_s), at(number))
+            assert paced.due_at == free.due_at
 
 
 def test_credential_lease_rejects_concurrent_renewals() -> None:

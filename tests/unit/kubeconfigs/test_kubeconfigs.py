@@ -351,6 +351,21 @@ async def test_unused_credential_lease_is_not_renewed_indefinitely(monkeypatch: 
     assert len(backend.asked) == 2
 
 
+@in_virtual_time
+async def test_credentials_of_a_cluster_that_expire_at_once_are_requested_at_intervals() -> None:
+    backend = Backend(Scope.CLUSTER, life_s=0.4)
+    async with issuing(backend) as kubeconfigs:
+        problems = set[str | None]()
+        until = asyncio.get_running_loop().time() + 60
+        while asyncio.get_running_loop().time() < until:
+            with suppress(CredentialUnavailableError):
+                await got(kubeconfigs)
+            problems.add(kubeconfigs.problem(ALPHA, UNLIMITED))
+            await asyncio.sleep(0.1)
+    assert 4 <= len(backend.asked) <= 5
+    assert any("expired 19.6 s before the next may be requested" in str(problem) for problem in problems)
+
+
 async def test_credential_requests_in_flight_are_limited() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
