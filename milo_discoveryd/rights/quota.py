@@ -52,6 +52,7 @@ class Quotas:
         self.held_bytes = 0
         """The memory that the requests and the deliveries of all open streams take."""
         self._kubeconfigs: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
+        self._renewals: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
         self._misses: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
 
     def count_deliveries(self, added: int) -> bool:
@@ -98,12 +99,21 @@ class Quotas:
     def open_streams(self, keys: Sequence[str]) -> int:
         return max(self._streams[key] for key in keys)
 
-    def take_kubeconfig(self, keys: Sequence[str], limit: int | None, now: float) -> float:
-        """Count one more kubeconfig and return 0, or return the seconds until the next one and count nothing."""
+    def take_kubeconfig(self, keys: Sequence[str], limit: int | None, now: float, *, is_renewal: bool = False) -> float:
+        """Count one more kubeconfig and return 0, or return the seconds until the next one and count nothing.
+
+        Renewals, whose number tenants determine, leave half to other kubeconfigs: they have what exceeds half of the
+        burst, and in any case half of the rate.
+        """
         per_minute = self.limits.per_minute_each if limit is None else limit
         rate = Rate(per_minute / 60, per_minute)
         buckets = [self._kubeconfigs.bucket(key, rate, now) for key in keys]
         wait_s = max(bucket.wait_s(now) for bucket in buckets)
+        if is_renewal and (surplus_in_s := max(bucket.wait_s(now, 1 + per_minute // 2) for bucket in buckets)):
+            half = Rate(rate.per_second / 2, 1)
+            renewals = [self._renewals.bucket(key, half, now) for key in keys]
+            wait_s = max(wait_s, min(surplus_in_s, max(bucket.wait_s(now) for bucket in renewals)))
+            buckets += renewals
         if wait_s:
             return max(0.001, wait_s)
         for bucket in buckets:

@@ -141,11 +141,11 @@ class CallContext:
         """Return whether the other caller shares a quota with this one."""
         return not frozenset(self.quota_keys).isdisjoint(quota_keys(other))
 
-    def take_kubeconfig(self) -> float:
+    def take_kubeconfig(self, *, is_renewal: bool = False) -> float:
         """Count one kubeconfig against the quota and return 0, or return the seconds until the next is available."""
         recipient = self.recipient
         limit = None if recipient is None else recipient.terms.per_minute
-        return self._access.quotas.take_kubeconfig(self.quota_keys, limit, self._access.clock())
+        return self._access.quotas.take_kubeconfig(self.quota_keys, limit, self._access.clock(), is_renewal=is_renewal)
 
     def charge_kubeconfig(self) -> None:
         """Count one kubeconfig against the quota. Raises ExhaustedError."""

@@ -25,11 +25,13 @@ REPLACED_SPREAD_S = 1.0
 
 DELIVERY_BYTES = 224
 """The memory that a delivery takes, with its entries in the tables of its schedule, in bytes."""
+CHARGED = -1
 _STALE_KEPT = 100
 _STALE_PART = 4
 """Entries of replaced deliveries are dropped when there are more than a fourth of the others."""
 _DROPPED_PER_STEP = 1000
 _RETRY_S = 5.0
+_TENANT_KEYS = 1024
 
 
 class Delivery(msgspec.Struct, gc=False):
@@ -45,13 +47,40 @@ class Delivery(msgspec.Struct, gc=False):
     """The credential issuer that covers the cluster; empty if none does."""
     credential: IssuedCredential | None
     due_at: float
-    is_charged: bool = False
-    """Whether the next kubeconfig is already counted against the quota."""
+    is_renewal: bool = False
+    """Whether the subscriber has received a kubeconfig of this engagement."""
+    round: int = 0
+    """The round in which it may be counted against the quota, which it waits for; 0 if it does not, and `CHARGED` if
+    the next kubeconfig is already counted."""
     waits_for: LeaseWait | None = None
     """The wait for the next credential of its lease."""
 
     def __lt__(self, other: "Delivery") -> bool:
-        return self.due_at < other.due_at
+        is_of_another_round = self.round != other.round and self.round > 0
+        return self.round < other.round if is_of_another_round else self.due_at < other.due_at
+
+
+class QuotaQueue:
+    """The deliveries that wait for the quota. A round has one of each tenant: one tenant may have very many."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Delivery] = []
+        """A heap, with stale deliveries."""
+        self.paused_until = 0.0
+        """The time at which the quota allows the next one."""
+        self._round = 1
+        self._rounds: dict[int, int] = {}
+        """The last round of each tenant that waits, or waited not long ago. Few tenants share one of `_TENANT_KEYS`."""
+
+    def next_round(self, tenant: Hashable) -> int:
+        if not self.waiting:
+            self._rounds.clear()
+        elif self.waiting[0].round > self._round:
+            self._round = self.waiting[0].round
+            self._rounds = {key: last for key, last in self._rounds.items() if last >= self._round}
+        key = hash(tenant) % _TENANT_KEYS
+        self._rounds[key] = found = max(self._round, self._rounds.get(key, 0) + 1)
+        return found
 
 
 class StreamMemory(Protocol):
@@ -120,10 +149,10 @@ class DeliverySchedule:
         self._ahead = wall() - clock()
         """The difference between the wall clock and the steady clock."""
         self._deliveries: dict[str, Delivery] = {}
-        self._paused_until = 0.0
-        """The time at which the quota allows the next kubeconfig."""
         self._due: list[Delivery] = []
         """A heap. Deliveries that others have replaced are stale and skipped."""
+        self._limited = QuotaQueue(), QuotaQueue()
+        """The first kubeconfigs and the renewals that wait for the quota."""
         self._waiting: dict[LeaseKey, str | set[str]] = {}
         """Names of the deliveries that wait for a lease's next credential. Nearly all leases have one, which is stored
         without a set."""
@@ -141,12 +170,35 @@ class DeliverySchedule:
     @property
     def due_in_s(self) -> float:
         """Seconds until the next kubeconfig is due; infinite while nothing is scheduled."""
-        return max(self._due[0].due_at, self._paused_until) - self.clock() if self._due else math.inf
+        due_at = self._due[0].due_at if self._due else math.inf
+        for queue in self._limited:
+            if queue.waiting:
+                due_at = min(due_at, queue.paused_until)
+        return due_at - self.clock()
 
     def pop_due(self) -> Delivery | None:
-        """Remove the first delivery of the schedule, and return it, or None if it is stale."""
-        delivery = heapq.heappop(self._due)
+        """Remove the first delivery of the schedule, and return it, or None if it is stale.
+
+        Those that wait for the quota come last: others may have a turn before them.
+        """
+        heap, now = self._due, self.clock()
+        if not heap or heap[0].due_at > now:
+            ready = (queue.waiting for queue in self._limited if queue.waiting and queue.paused_until <= now)
+            heap = next(ready, heap)
+        delivery = heapq.heappop(heap)
         return delivery if self._is_current(delivery) else None
+
+    def has_turn(self, delivery: Delivery) -> bool:
+        """Return whether the delivery may be counted against the quota: others may wait for it."""
+        return delivery.round != 0 or not self._limited[delivery.is_renewal].waiting
+
+    def await_turn(self, delivery: Delivery, tenant: Hashable, wait_s: float) -> None:
+        """Let a delivery wait for the quota, which allows the next one in `wait_s`; infinite if that is known."""
+        queue = self._limited[delivery.is_renewal]
+        if wait_s < math.inf:
+            queue.paused_until = self.clock() + wait_s
+        its_round = delivery.round or queue.next_round(tenant)
+        self._push(msgspec.structs.replace(delivery, round=its_round), queue.waiting)
 
     def schedule(self, cluster: Cluster, issuer: str, credential: IssuedCredential | None, due_at: float) -> Delivery:
         """Schedule the next kubeconfig of a cluster. `credential` is the one that the subscriber has.
@@ -157,10 +209,14 @@ class DeliverySchedule:
         target = cluster.target
         name = target.name
         self._stop_waiting(name)
+        before = self._deliveries.get(name)
         delivery = Delivery(name, cluster.incarnation, target.place, issuer, credential, due_at)
-        is_new = name not in self._deliveries
-        self._push(delivery)
-        if is_new:
+        if before is not None:
+            delivery.round = CHARGED if before.round == CHARGED and credential is None else 0
+            delivery.is_renewal = before.is_renewal and before.incarnation == cluster.incarnation
+        delivery.is_renewal |= credential is not None
+        self._push(delivery, self._due)
+        if before is None:
             self._budget.add(self)
             self.require_room()
         return delivery
@@ -180,8 +236,9 @@ class DeliverySchedule:
     def clear(self) -> None:
         """Drop all deliveries. What they hold is freed in steps: for 100,000 clusters, that takes 0.3 s."""
         self._budget.remove(self, len(self._deliveries), is_last=True)
-        deliveries, due, waiting = self._deliveries, self._due, self._waiting
+        deliveries, heaps, waiting = self._deliveries, self._heaps, self._waiting
         self._deliveries, self._due, self._waiting = {}, [], {}
+        self._limited = QuotaQueue(), QuotaQueue()
 
         def drop() -> None:
             for _ in range(_DROPPED_PER_STEP):
@@ -191,18 +248,17 @@ class DeliverySchedule:
                         delivery.waits_for.end()
                 if waiting:
                     waiting.popitem()
-            del due[-_DROPPED_PER_STEP:]
-            if deliveries or waiting or due:
+            for heap in heaps:
+                del heap[-_DROPPED_PER_STEP:]
+            if deliveries or waiting or any(heaps):
                 self._later(drop)
 
         drop()
 
     def postpone(self, delivery: Delivery, wait_s: float) -> None:
-        self._push(msgspec.structs.replace(delivery, due_at=self.clock() + wait_s))
-
-    def pause(self, wait_s: float) -> None:
-        """Suspend deliveries for this number of seconds."""
-        self._paused_until = self.clock() + wait_s
+        self._push(
+            msgspec.structs.replace(delivery, due_at=self.clock() + wait_s, round=min(delivery.round, 0)), self._due
+        )
 
     def await_lease(self, delivery: Delivery, lease: LeaseHandle) -> None:
         """Delay the cluster's next kubeconfig until the lease gets another credential."""
@@ -239,13 +295,22 @@ class DeliverySchedule:
             for name in self.names:
                 self._reschedule(name)
 
-    def _push(self, delivery: Delivery) -> None:
+    @property
+    def _heaps(self) -> tuple[list[Delivery], ...]:
+        firsts, renewals = self._limited
+        return self._due, firsts.waiting, renewals.waiting
+
+    def _push(self, delivery: Delivery, heap: list[Delivery]) -> None:
         self._deliveries[delivery.name] = delivery
-        heapq.heappush(self._due, delivery)
-        if len(self._due) > len(self._deliveries) * (1 + 1 / _STALE_PART) + _STALE_KEPT:
+        heapq.heappush(heap, delivery)
+        count = len(self._due)
+        for queue in self._limited:
+            count += len(queue.waiting) if queue.waiting else 0
+        if count > len(self._deliveries) * (1 + 1 / _STALE_PART) + _STALE_KEPT:
             # Stale entries would stay for half the lifetime of their credentials.
-            self._due = [*filter(self._is_current, self._due)]
-            heapq.heapify(self._due)
+            for each in self._heaps:
+                each[:] = filter(self._is_current, each)
+                heapq.heapify(each)
 
     def _is_current(self, delivery: Delivery) -> bool:
         return self._deliveries.get(delivery.name) is delivery

@@ -20,7 +20,7 @@ from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import CallContext
-from milo_discoveryd.server.calls.delivery_schedule import Delivery, DeliverySchedule
+from milo_discoveryd.server.calls.delivery_schedule import CHARGED, Delivery, DeliverySchedule
 from milo_discoveryd.server.calls.frames import encode_with_kubeconfig
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_kube.credential import CredentialError
@@ -101,7 +101,8 @@ class KubeconfigRotation:
                 if cluster is None or cluster.incarnation != frame.cluster.incarnation:
                     continue  # a later frame disengages this incarnation, or updates it
                 delivery = self._schedule_now(cluster)
-                if size >= BATCH_BYTES - KUBECONFIG_BYTES or not self._call.freshness.is_fresh():
+                is_full = size >= BATCH_BYTES - KUBECONFIG_BYTES
+                if is_full or not self._schedule.has_turn(delivery) or not self._call.freshness.is_fresh():
                     continue
                 lease = self._lease(cluster)
                 kubeconfig = None if lease is None else self._issue(cluster, lease, delivery)
@@ -176,7 +177,7 @@ class KubeconfigRotation:
             self._schedule.postpone(delivery, RETRY_S)
             return None
         lease = self._lease(cluster)
-        if lease is None or not self._charge(delivery):
+        if lease is None or not self._charge(delivery, cluster):
             return None
         held, had = lease.credential(), delivery.credential
         if held is None or (had is not None and held.credential == had.credential):
@@ -202,21 +203,25 @@ class KubeconfigRotation:
         described = cluster.target.place, self._issuer(cluster)
         # The lease that it waits for may have ended while the cluster had another endpoint.
         is_waiting = delivery is not None and delivery.waits_for is not None
-        if delivery is None or is_waiting or (delivery.place, delivery.issuer) != described:
+        is_owed = delivery is not None and delivery.credential is None and delivery.round <= 0
+        if delivery is None or is_waiting or is_owed or (delivery.place, delivery.issuer) != described:
             self._schedule_now(cluster)
 
     def _schedule_now(self, cluster: Cluster) -> Delivery:
         return self._schedule.schedule(cluster, self._issuer(cluster), None, self._schedule.clock())
 
-    def _charge(self, delivery: Delivery) -> bool:
+    def _charge(self, delivery: Delivery, cluster: Cluster) -> bool:
         """Count a kubeconfig against the quota before a credential is requested, so that requests are limited too."""
-        if not delivery.is_charged:
-            wait_s = self._call.take_kubeconfig()
-            delivery.is_charged = not wait_s
-            if wait_s:
-                self._schedule.pause(wait_s)
-                self._schedule.postpone(delivery, wait_s)
-        return delivery.is_charged
+        if delivery.round != CHARGED:
+            wait_s = math.inf
+            if self._schedule.has_turn(delivery):
+                wait_s = self._call.take_kubeconfig(is_renewal=delivery.is_renewal)
+            if not wait_s:
+                delivery.round = CHARGED
+            else:
+                target = cluster.target
+                self._schedule.await_turn(delivery, (target.source, target.tenant or target.name), wait_s)
+        return delivery.round == CHARGED
 
     def _lease(self, cluster: Cluster) -> LeaseHandle | None:
         if self._to is None:
@@ -230,7 +235,7 @@ class KubeconfigRotation:
     def _issue(
         self, cluster: Cluster, lease: LeaseHandle, delivery: Delivery, *, retry_s: float = 0.0
     ) -> pb.Kubeconfig | None:
-        if self._to is None or not self._charge(delivery):
+        if self._to is None or not self._charge(delivery, cluster):
             return None
         try:
             made = lease.issue(wire_incarnation(self._epoch, cluster.incarnation), self._to)

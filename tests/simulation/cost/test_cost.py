@@ -51,10 +51,10 @@ BUDGETS = {
     "relist": Budget(31_500, 172, units=1000, functions="decode sort"),
     "relist_end": Budget(31_500, 112, 1, units=1000, functions="decode sort"),
     "renewal": Budget(
-        10_200,
+        10_400,
         4_800,
-        240,
-        100,
+        250,
+        120,
         units=10,
         functions="decode digest sum " * 10 + "encode " * 5 + "serialize serialize sort",
         further_functions="digest " * 4 + "encode serialize " * 2,

@@ -74,6 +74,38 @@ def test_kubeconfig_quota_allows_burst_of_one_minute() -> None:
     assert asked.take_kubeconfig(["a"], None, 30.0) == pytest.approx(30.0)
 
 
+def test_renewals_leave_half_of_the_kubeconfig_quota_to_other_kubeconfigs() -> None:
+    asked = quotas(per_minute=60)
+
+    def renewals(now: float) -> int:
+        count = 0
+        while not asked.take_kubeconfig(["a"], None, now, is_renewal=True):
+            count += 1
+        return count
+
+    assert renewals(0.0) == 31, "half of the burst, and the first of the other half"
+    assert asked.take_kubeconfig(["a"], None, 0.0, is_renewal=True) == pytest.approx(2.0)
+    assert sum(renewals(1.0 + second) for second in range(60)) == 60, "the whole rate, while nothing else has it"
+    assert [asked.take_kubeconfig(["a"], None, 61.0) for _ in range(29)] == [0.0] * 29
+
+
+def test_renewals_have_half_of_the_kubeconfig_rate_while_calls_exhaust_the_quota() -> None:
+    asked = quotas(per_minute=60)
+    renewed = served = 0
+    for tenth in range(1200):
+        renewed += not asked.take_kubeconfig(["a"], None, tenth / 10, is_renewal=True)
+        while not asked.take_kubeconfig(["a"], None, tenth / 10):
+            served += 1
+    assert 55 <= renewed <= 61
+    assert renewed + served >= 60 + 118
+
+
+@pytest.mark.parametrize("per_minute", [1, 2, 3])
+def test_renewals_of_a_caller_with_a_small_kubeconfig_quota_are_possible(per_minute: int) -> None:
+    asked = quotas(per_minute=per_minute)
+    assert asked.take_kubeconfig(["a"], None, 0.0, is_renewal=True) == 0.0
+
+
 def test_unused_kubeconfig_quota_accumulates_for_one_minute_at_most() -> None:
     asked = quotas(per_minute=2)
     asked.take_kubeconfig(["a"], None, 0.0)

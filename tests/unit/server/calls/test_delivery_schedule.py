@@ -12,7 +12,7 @@ import pytest
 from milo_discoveryd.kubeconfigs.lease_handle import LeaseHandle
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey
 from milo_discoveryd.kubeconfigs.minter import LeaseWait, Minter
-from milo_discoveryd.server.calls.delivery_schedule import DELIVERY_BYTES, DeliveryBudget, DeliverySchedule
+from milo_discoveryd.server.calls.delivery_schedule import CHARGED, DELIVERY_BYTES, DeliveryBudget, DeliverySchedule
 from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
 from tests.unit.fleet.fleets import cluster
 from tests.unit.server.calls.schedules import Memory, a_budget, a_schedule
@@ -116,6 +116,50 @@ def test_live_stream_that_grows_ends_the_newest_of_its_caller() -> None:
     assert [len(stream) for stream in (first, second, other)] == [41, 0, 30]
 
 
+def test_deliveries_that_wait_for_the_quota_take_turns_by_tenant() -> None:
+    now = 0.0
+    schedule = a_schedule(lambda: now)
+
+    def wait(name: str, tenant: str, wait_s: float = math.inf) -> None:
+        due_at = len(schedule) - 10.0
+        schedule.await_turn(schedule.schedule(cluster(name), "i", None, due_at), tenant, wait_s)
+
+    for number in range(3):
+        wait(f"shop-{number}", "shop", 7.0)
+    wait("tea-0", "tea")
+    new = schedule.schedule(cluster("new"), "i", None, 0.0)
+    assert not schedule.has_turn(new)
+    while schedule.due_in_s <= 0:
+        if (popped := schedule.pop_due()) is not None:
+            schedule.await_turn(popped, "new", math.inf)
+    assert schedule.due_in_s == 7.0
+    now = 7.0
+    refused = schedule.pop_due()
+    assert refused is schedule["shop-0"]
+    assert refused is not None
+    assert schedule.has_turn(refused)
+    schedule.await_turn(refused, "shop", 1.0)
+    assert schedule.due_in_s == 1.0
+    now = 8.0
+    popped_in_turn = []
+    while schedule.due_in_s <= 0:
+        popped_in_turn.append(schedule.pop_due())
+        if len(popped_in_turn) == 3:
+            wait("tea-1", "tea")
+    assert [each.name for each in popped_in_turn if each] == ["shop-0", "tea-0", "new", "shop-1", "tea-1", "shop-2"]
+
+
+def test_deliveries_counted_against_the_quota_are_due_at_their_time() -> None:
+    schedule = a_schedule()
+    charged = schedule.schedule(cluster("charged"), "i", None, 0.0)
+    charged.round = CHARGED
+    schedule.postpone(charged, 9.0)
+    schedule.schedule(cluster("sooner"), "i", None, 5.0)
+    popped = [schedule.pop_due() for _ in range(3)]
+    assert [each.name for each in popped if each] == ["sooner", "charged"]
+    assert [each.round for each in popped if each] == [0, CHARGED]
+
+
 class Entry(msgspec.Struct, gc=False):
     key: LeaseKey
 
@@ -130,9 +174,9 @@ class Lease:
         return LeaseWait(cast("Minter", None), cast("LeaseEntry", self._entry))
 
 
-@pytest.mark.parametrize("is_waiting", [False, True])
+@pytest.mark.parametrize("waits_for", ["nothing", "lease", "quota"])
 @pytest.mark.parametrize("count", [1_000, 5_500, 11_000, 22_000])
-def test_deliveries_take_no_more_memory_than_is_counted(count: int, is_waiting: bool) -> None:
+def test_deliveries_take_no_more_memory_than_is_counted(count: int, waits_for: str) -> None:
     """The tables of 5500, 11,000 and 22,000 have just grown."""
     shared = [cluster(f"c-{number}") for number in range(count)]
     leases = [cast("LeaseHandle", Lease(each.target.name)) for each in shared]
@@ -144,7 +188,11 @@ def test_deliveries_take_no_more_memory_than_is_counted(count: int, is_waiting: 
         for each in shared:
             schedule.schedule(each, "i", None, float(next(times)))
             schedule.schedule(each, "i", None, 1000.0 + next(times))
-        if is_waiting:
+        if waits_for == "quota":
+            for number, name in enumerate(schedule.names):
+                if (delivery := schedule[name]) is not None:
+                    schedule.await_turn(delivery, number, 1.0)
+        if waits_for == "lease":
             while (due := schedule.due_in_s) < math.inf:
                 if (delivery := schedule.pop_due()) is not None:
                     assert due >= 0

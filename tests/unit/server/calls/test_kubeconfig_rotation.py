@@ -86,7 +86,7 @@ class World:
         self.now = 0.0
         self.ahead = 0.0
         """The difference between the wall clock and the steady clock."""
-        self.wait_s = 0.0
+        self.wait_s = self.renewal_wait_s = 0.0
         self.recipient: Recipient | None = Recipient(Caller(listener="api"), "shop")
         self.taken = 0
         self.minted = 0
@@ -101,9 +101,10 @@ class World:
     freshness: AlwaysFresh = AlwaysFresh()
     identity = "shop's operator"
 
-    def take_kubeconfig(self) -> float:
-        self.taken += not self.wait_s
-        return self.wait_s
+    def take_kubeconfig(self, *, is_renewal: bool = False) -> float:
+        wait_s = self.renewal_wait_s if is_renewal else self.wait_s
+        self.taken += not wait_s
+        return wait_s
 
     # The issuer, which always has a credential for each cluster that it covers
 
@@ -162,6 +163,63 @@ def test_kubeconfig_of_cluster_whose_change_was_not_sent_yet_is_due_later(world:
     assert rotation.due_in_s == RETRY_S
     world.now += RETRY_S
     assert given(rotation.take_due(world.fleet.log.head)) == ["beta"]
+
+
+def test_first_kubeconfig_of_cluster_whose_change_was_not_sent_yet_is_due_with_that_change(world: World) -> None:
+    """Streams that renewed all the time sent those of new clusters 5 s late."""
+    rotation, cursor = world.rotation(), Cursor(world.fleet.log, EVERYTHING, None)
+    assert cursor.next_batch() is not None
+    assert [None for _ in rotation.catch_up()]
+    change_labels(world, "2", env="prod")
+    assert given(rotation.take_due(world.fleet.log.head - 1)) == ["beta"]
+    assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
+    assert given(rotation.take_due(world.fleet.log.head)) == ["alpha"]
+
+
+def test_first_kubeconfigs_do_not_wait_for_the_quota_of_renewals(world: World) -> None:
+    rotation = world.rotation()
+    rotation.attach_kubeconfigs(world.snapshot())
+    world.renewal_wait_s = 7.0
+    world.now += LIFE_S / 2
+    assert rotation.take_due(LATEST) == b""
+    assert rotation.due_in_s == 7.0
+    world.source.engagements.commit([ready("gamma")], Moment(0.0, 0.0))
+    assert [None for _ in rotation.catch_up()]
+    assert given(rotation.take_due(LATEST)) == ["gamma"]
+    moved = replace(ready("gamma", "2").target, place=("https://elsewhere.example.com",))
+    cursor = Cursor(world.fleet.log, EVERYTHING, None)
+    assert cursor.next_batch() is not None
+    world.source.engagements.commit([replace(ready("gamma", "2"), target=moved)], Moment(0.0, 0.0))
+    rotation.attach_kubeconfigs(updates(cursor))
+    assert rotation.take_due(LATEST) == b"", "tenants choose how often an endpoint changes"
+    world.renewal_wait_s = 0.0
+    world.now += 7.0
+    assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta", "gamma"]
+
+
+def test_new_clusters_wait_for_the_quota_behind_others_that_wait(world: World) -> None:
+    rotation = world.rotation()
+    world.wait_s = 7.0
+    rotation.attach_kubeconfigs(world.snapshot())
+    world.wait_s = 0.0
+    world.source.engagements.commit([ready("gamma")], Moment(0.0, 0.0))
+    assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
+    assert world.taken == 0
+
+
+def test_updates_of_a_cluster_without_a_credential_count_once_against_the_quota(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "credential", lambda self: None)
+    monkeypatch.setattr(Lease, "issue", refuse)
+    rotation, cursor = world.rotation(), Cursor(world.fleet.log, EVERYTHING, None)
+    assert cursor.next_batch() is not None
+    rotation.attach_kubeconfigs(world.snapshot())
+    for version in range(2, 5):
+        assert rotation.take_due(LATEST) == b""
+        change_labels(world, str(version), turn=str(version))
+        rotation.attach_kubeconfigs(updates(cursor))
+    assert world.taken == 2
 
 
 def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World) -> None:
@@ -293,6 +351,7 @@ def test_rotation_charges_quota_before_it_requests_a_credential(world: World) ->
     rotation = world.rotation()
     world.wait_s = 7.0
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
+    assert rotation.take_due(LATEST) == b""
     assert (world.asked, world.taken) == ([], 0)
     assert rotation.due_in_s == 7.0
     world.now += 7.0
@@ -307,7 +366,7 @@ def test_rotation_pauses_while_quota_is_exhausted(world: World) -> None:
     rotation.attach_kubeconfigs(world.snapshot())
     looked = 0
 
-    def counted() -> float:
+    def counted(*, is_renewal: bool) -> float:
         nonlocal looked
         looked += 1
         return world.wait_s
