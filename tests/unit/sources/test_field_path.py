@@ -38,6 +38,14 @@ def test_field_path_returns_the_value_of_a_field_or_none_if_it_is_missing(path: 
     assert FieldPath.parse(path).find({**DOCUMENT, "data": None}) == value
 
 
+def test_only_the_first_elements_of_a_list_are_compared() -> None:
+    """Its author determines how many there are: 350,000 took 0.24 s of the event loop."""
+    path = FieldPath.parse("spec[type=URL].value")
+    found = {"type": "URL", "value": "https://a"}
+    assert path.find({"spec": [{}] * 9_999 + [found]}) == "https://a"
+    assert path.find({"spec": [{}] * 10_000 + [found]}) is None
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [
