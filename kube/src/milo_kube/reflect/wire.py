@@ -5,6 +5,7 @@ One malformed object does not affect the others. A line that is not an event at 
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from hashlib import sha256
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -12,7 +13,7 @@ import msgspec
 
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
-_UNCHECKED_OBJECT = 1 << 20
+_UNCHECKED_OBJECT = 1 << 19
 """Objects larger than this have their values counted before they are decoded."""
 _MOST_VALUES = 150_000
 """Maximum number of values of such an object, about. Etcd stores up to 1.5 MiB, and managed fields take some 20 bytes
@@ -38,6 +39,7 @@ _CUT_AT_ONCE = 1 << 10
 _CUT = b"\r"
 """Replaces each byte of what is nested more deeply. API servers send no such white space."""
 _TOO_DEEP = "nested too deeply"
+_TOO_MANY_VALUES = f"more than {_MOST_VALUES} values"
 _TOO_LONG = f"its name and namespace take more than {_LONGEST_NAME} bytes"
 _OPENED, _CLOSED = 2, 0
 _STEPS = bytes(_OPENED if byte in b"[{" else _CLOSED if byte in b"]}" else 1 for byte in range(256))
@@ -242,7 +244,7 @@ class Decoder(Generic[Object, Seen]):
         if size > MAX_LINE:  # the decoded fields could take far more memory
             return self._unusable(raw, f"larger than {MAX_LINE} bytes")
         if size > _UNCHECKED_OBJECT and _has_too_many_values(raw):
-            return self._unusable(raw, f"more than {_MOST_VALUES} values")
+            return self._unusable(raw, _TOO_MANY_VALUES)
         try:
             found = self._observe(self._objects.decode(raw))
             if found.name and len(f"{found.name}{found.uid}{found.version}") <= _LONGEST_ID:  # nearly all
@@ -296,22 +298,26 @@ class Decoder(Generic[Object, Seen]):
 
     def line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
         if len(line) > _UNCHECKED_OBJECT and _has_too_many_values(line):
-            return self._other_line(line)
+            return self._other_line(line, partial(self._unusable, problem=_TOO_MANY_VALUES))
+        decode: Callable[[msgspec.Raw], Seen | None] = self.object
         try:
             event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OBJECT_EVENTS:
-                found = self._observe(event.object)
+                try:
+                    found = self._observe(event.object)
+                except _UNDECODABLE as error:  # not observed twice: that may have taken long
+                    decode = partial(self._unusable, problem=_problem(error))
+                    raise
                 if found.name and len(f"{found.name}{found.uid}{found.version}") <= _LONGEST_ID:
                     return ObjectSeen(found)
                 if is_named(found := self._bounded(found)):
                     return ObjectSeen(found)
         except Exception:  # noqa: BLE001, S110
             pass  # decoded step by step below
-        return self._other_line(line)
+        return self._other_line(line, decode)
 
-    def _other_line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
+    def _other_line(self, line: bytes | bytearray, decode: Callable[[msgspec.Raw], Seen | None]) -> WatchEvent[Seen]:
         """Decode a line with a malformed object, or with something other than an object."""
-        decode: Callable[[msgspec.Raw], Seen | None] = self.object
         try:
             try:
                 event = _LINE.decode(line)
@@ -404,13 +410,13 @@ def _shallow(part: bytes, steps: bytes, left: int) -> bytes:
 
 def _check_items(body: bytes) -> None:
     """Raise an error if the items of a page would take far more memory than the page."""
-    _ITEMS.decode(body)
     # API servers do not escape letters, so each of their items contains "metadata". A hostile item may escape letters.
     items = sum(map(body.count, (b'"metadata"', b"\\u006", b"\\u007")))
     if items * _SMALLEST_ITEM > len(body):
         raise ListPageError(
             f"the response is refused: a list of {items} items in {len(body)} bytes would take too much memory"
         )
+    _ITEMS.decode(body)
 
 
 def error_status(body: bytes, code: int = 0) -> ErrorStatus:
@@ -484,15 +490,26 @@ def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
 def _has_too_many_values(raw: bytes | bytearray | msgspec.Raw) -> bool:
     """Return whether an object would take far more time and memory than those that an API server stores."""
     text = bytes(raw)
-    if _values(text) <= _MOST_VALUES:
+    if not _has_more_values(text):
         return False
     # Strings, such as a table in a ConfigMap, may contain any number of these characters.
     text = text.replace(rb"\\", b"").replace(rb"\"", b"")
-    return text.count(b'"') > 2 * _MOST_VALUES or sum(map(_values, text.split(b'"')[::2])) > _MOST_VALUES
+    if text.count(b'"') > 2 * _MOST_VALUES:
+        return True
+    outside = text.split(b'"')[::2]
+    del text  # of several MiB
+    return _has_more_values(b"".join(outside))
 
 
-def _values(text: bytes) -> int:
-    return max(text.count(b","), text.count(b"[") + text.count(b"{"))
+def _has_more_values(text: bytes) -> bool:
+    commas = containers = 0
+    for start in range(0, len(text), _UNCHECKED_OBJECT):
+        end = start + _UNCHECKED_OBJECT
+        commas += text.count(b",", start, end)
+        containers += text.count(b"[", start, end) + text.count(b"{", start, end)
+        if max(commas, containers) > _MOST_VALUES:
+            return True
+    return False
 
 
 class _HasName(Protocol):

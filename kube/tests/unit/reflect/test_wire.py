@@ -5,14 +5,16 @@ import tracemalloc
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kube.tests.unit.reflect.lines import DECODER, Malformed, line, seen, thing
+from kube.tests.unit.reflect.lines import DECODER, Found, Malformed, line, seen, thing
 from milo_kube.reflect import wire
 from milo_kube.reflect.wire import (
     Bookmark,
+    Decoder,
     ErrorStatus,
     LargePageError,
     ListPage,
@@ -389,7 +391,8 @@ def test_object_larger_than_a_line_of_a_watch_is_malformed(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "labels", [{f"{number:x}": "" for number in range(200_000)}, [[]] * 400_000, [[[[[[]]]]]] * 100_000]
+    "labels",
+    [{f"{number:x}": "" for number in range(200_000)}, [[]] * 400_000, [[[[[[]]]]]] * 100_000, [1] * 200_000],
 )
 def test_large_object_with_too_many_values_is_malformed_and_not_decoded(labels: Any) -> None:
     content = thing("a", "7", labels=labels)
@@ -404,6 +407,19 @@ def test_large_object_with_too_many_values_is_malformed_and_not_decoded(labels: 
     assert found.observation == DECODER.object(raw)
     assert isinstance(found.observation, Malformed)
     assert (found.observation.name, found.observation.message) == ("a", "more than 150000 values")
+
+
+def test_object_of_a_line_is_observed_once_if_it_is_invalid() -> None:
+    observed: list[Any] = []
+
+    def observe(found: Any) -> Found:
+        observed.append(found)
+        raise msgspec.ValidationError("too costly")
+
+    decoder: Decoder[Any, Found] = Decoder(dict[str, Any], observe, Malformed)
+    found = decoder.line(line("MODIFIED", thing("a", "7")))
+    assert found == ObjectSeen(Malformed("a", "uid-a", "7", "too costly"))
+    assert len(observed) == 1
 
 
 def test_characters_in_strings_of_a_large_object_are_no_values() -> None:
