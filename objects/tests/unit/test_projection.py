@@ -126,6 +126,26 @@ def test_elements_of_other_types_keep_places_of_others() -> None:
     assert kept == {"spec": {"placements": [{"cityCodes": ["DFW"]}, {}, None, {}]}}
 
 
+def test_field_of_another_type_changes_nothing_else() -> None:
+    whole, loose = (Projection(["status.phase", "spec.placements[*].cityCodes", "extra.a"]) for _ in range(2))
+    text = json.dumps({"extra": {}, **NAMESPACE}, indent=1)
+    assert whole.of(text.encode()).content == loose.of(f" {text}".replace('"extra": {}', '"extra": 1').encode()).content
+
+
+@pytest.mark.parametrize("element", ["1", "[]", "{}", '{"b":[1]}', '{"b":[{},{}]}', "null"])
+@pytest.mark.parametrize("first", ["", "1,"], ids=["strictly", "loosely"])
+def test_object_with_too_many_elements_is_invalid(element: str, first: str) -> None:
+    """Each element took some microseconds: an API server stopped the event loop for seconds."""
+    decoder = object_decoder(["spec.a[*].b[*].c"], Selector())
+    text = '{"metadata":{"name":"x","uid":"u"},"spec":{"a":[%s%s]}}'
+    many = decoder.object((text % (first, ",".join([element] * 20_001))).encode())
+    assert many is not None
+    assert many.problem == "more than 20000 elements in the lists of its paths"
+    few = decoder.object((text % (first, ",".join([element] * 6_000))).encode())
+    assert few is not None
+    assert not few.problem
+
+
 @pytest.mark.parametrize("found", [{}, {"metadata": None}, {"metadata": {"name": 4}}])
 def test_object_without_name_is_not_projected(found: dict[str, Any]) -> None:
     with pytest.raises(msgspec.DecodeError):
