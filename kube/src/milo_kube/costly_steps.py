@@ -1,7 +1,7 @@
 """Costly steps of an event loop, one after the other, so that they do not add up in one iteration.
 
-A server determines what a handshake costs its client: up to 0.08 s, for a chain of large certificates; a page of a list
-as much.
+A server determines what a handshake costs its client: up to 0.08 s, for a chain of large certificates; and a page of a
+list, or an event of a watch, as much.
 """
 
 import asyncio
@@ -20,6 +20,10 @@ CHEAP_S = 0.005
 """CPU time of a cheap handshake; most take 1 ms, and with an RSA key of 4096 bits as client certificate 6 ms."""
 KEPT_SERVERS = 10_000
 """Number of servers whose handshakes are remembered."""
+SMALL_PAGE = 4 << 10
+"""Bytes of a page of a list, or of lines of a watch, below which they are decoded at once: that takes up to 2 ms."""
+LARGE_PAGE = 32 << 10
+"""Bytes whose decoding can take 10 ms; that of one object of any size takes up to 50 ms."""
 _RECENT = 1 / 16
 """The share of a handshake in the average of its server: a server is cheap again after some 30 cheap handshakes."""
 
@@ -43,6 +47,8 @@ class CostlySteps:
         self._waiting = tuple(deque[Callable[[], None]]() for _ in Precedence)
         self._is_planned = False
         self._free_at = 0.0
+        self._spent_at_once = 0.0
+        """Time of the steps that did not wait, since others last had to."""
 
     def add(self, step: Callable[[], None], precedence: Precedence = Precedence.CHEAP) -> None:
         """Call the step when its turn comes."""
@@ -50,8 +56,11 @@ class CostlySteps:
         self._plan()
 
     async def result(self, step: Callable[[], T]) -> T:
-        """Return what the step returns, or raise what it raises, when its turn has come."""
-        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        """Return what the step returns, or raise what it raises, when its turn has come: at once, if no other waits."""
+        loop = asyncio.get_running_loop()
+        if not self._is_planned and self._free_at <= loop.time():
+            return self._result_at_once(step)
+        result: asyncio.Future[T] = loop.create_future()
 
         def take() -> None:
             if result.cancelled():
@@ -64,11 +73,29 @@ class CostlySteps:
         self.add(take)
         return await result
 
+    def _result_at_once(self, step: Callable[[], T]) -> T:
+        began = time.monotonic()  # nearly all steps are short, and the CPU time is a system call
+        try:
+            return step()
+        finally:
+            self._count(spent := time.monotonic() - began)
+            self._spent_at_once += spent
+            if self._spent_at_once >= AT_ONCE_S:
+                self._spent_at_once = 0.0
+                self._plan_run()
+
+    def _count(self, spent: float) -> None:
+        if spent >= COSTLY_S:
+            self._free_at = asyncio.get_running_loop().time() + spent
+
     def _plan(self) -> None:
         if any(self._waiting) and not self._is_planned:
-            self._is_planned = True
-            loop = asyncio.get_running_loop()
-            loop.call_at(max(self._free_at, loop.time()), self._run)
+            self._plan_run()
+
+    def _plan_run(self) -> None:
+        self._is_planned = True
+        loop = asyncio.get_running_loop()
+        loop.call_at(max(self._free_at, loop.time()), self._run)
 
     def _run(self) -> None:
         self._is_planned = False
@@ -79,9 +106,7 @@ class CostlySteps:
                 waiting.popleft()()
                 spent = time.thread_time() - began
         finally:
-            spent = time.thread_time() - began
-            if spent >= COSTLY_S:
-                self._free_at = asyncio.get_running_loop().time() + spent
+            self._count(time.thread_time() - began)
             self._plan()
 
 
@@ -125,9 +150,15 @@ class Handshakes:
         return 1.0 if average is None else _RECENT
 
 
-_PAGES: "WeakKeyDictionary[asyncio.AbstractEventLoop, CostlySteps]" = WeakKeyDictionary()
+_PAGES: "WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[CostlySteps, CostlySteps]]" = WeakKeyDictionary()
 
 
-def page_steps() -> CostlySteps:
-    """Return the queue of large pages of the running event loop."""
-    return _PAGES.setdefault(asyncio.get_running_loop(), CostlySteps())
+def page_steps(size: int) -> CostlySteps:
+    """Return the queue of the running event loop for decoding so many bytes, of at least `SMALL_PAGE`. Small pages do
+    not wait for large ones, nor these for an endless number of small ones."""
+    loop = asyncio.get_running_loop()
+    queues = _PAGES.get(loop)
+    if queues is None:
+        queues = _PAGES[loop] = CostlySteps(), CostlySteps()
+    small, large = queues
+    return small if size < LARGE_PAGE else large

@@ -1,17 +1,17 @@
 """Lists and watches a collection: sends the reflector's requests, and yields the resulting source events."""
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from datetime import UTC, datetime
-from itertools import chain
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from milo_kube import retry_after
 from milo_kube.api_request import Answer, Stream
-from milo_kube.costly_steps import page_steps
+from milo_kube.costly_steps import COSTLY_S, LARGE_PAGE, SMALL_PAGE, page_steps
 from milo_kube.http.errors import TransportError
 from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.messages import (
@@ -38,6 +38,7 @@ from milo_kube.reflect.wire import (
 from milo_kube.reusable_timeout import Deadline
 
 T = TypeVar("T")
+_Step: TypeAlias = Callable[[], Iterable[SourceEvent[Seen]]]
 
 WATCH_RESPONSE_TIMEOUT_S = 300.0
 """Timeout of the response to a watch request, unless the server sends bookmarks. API servers respond at once, but a
@@ -46,9 +47,6 @@ EVENTS_AT_ONCE = 100
 """Maximum number of events of a batch, after which other tasks run. A hostile server can send a million at once."""
 _AT_ONCE_S = 0.005
 """Time after which a batch of a page ends before it has that many events: a kubeconfig in an object can take 15 ms."""
-_LARGE = 1 << 20
-"""Pages and lines of at least this size are decoded in turn: each takes up to 40 ms for each MiB, which a server
-determines."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -180,44 +178,53 @@ class ListWatch(Generic[Seen]):
 
     async def _pages(self, request: FetchPage) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
         """Yield the source events of a page, until it was applied or the reflector gives it up."""
-        before, source_events = self._reflector.state, iter(await self._fetch(request))
+        before = self._reflector.state
+        batch, is_costly, source_events = await self._fetch(request)
         while True:
-            batch = _taken(source_events)
             is_last = self._reflector.state is not before
             if is_last:
                 batch += source_events
             yield batch
             if is_last or self._reflector.state is not before:
                 return
-            await asyncio.sleep(0)
+            if is_costly:  # so may be all of its objects
+                batch, _ = await page_steps(LARGE_PAGE).result(lambda: _taken(source_events))
+            else:
+                await asyncio.sleep(0)
+                batch, is_costly = _taken(source_events)
 
-    async def _fetch(self, request: FetchPage) -> Iterable[SourceEvent[Seen]]:
+    async def _fetch(self, request: FetchPage) -> tuple[list[SourceEvent[Seen]], bool, Iterator[SourceEvent[Seen]]]:
+        """Return the first events of a page, whether they were costly to decode, and the other events."""
         query = self._collection.query
         if request.limit:
             query.append(("limit", str(request.limit)))
         if request.continue_token:
             query.append(("continue", request.continue_token))
         if (failure := await self._outage()) is not None:
-            return self._failed(failure)
+            return [], False, iter(self._failed(failure))
         try:
             async with Deadline() as deadline:
                 response = self._api.get(self._collection.path, query, timeout_s=self._request_timeout_s)
                 answer = await self._wait(response, deadline)
             if answer.status != 200:
-                return self._failed(_response_failure(answer.status, answer.headers, answer.body))
-            body = answer.body
-            if len(body) < _LARGE:
-                page, listed = self._decoder.page(body)
+                failure = _response_failure(answer.status, answer.headers, answer.body)
+            elif len(body := answer.body) < SMALL_PAGE:
+                return self._begun(body)
             else:
-                page, listed = await page_steps().result(lambda: self._decoder.page(body))
+                return await page_steps(len(body)).result(lambda: self._begun(body))
         except TransportError as error:
-            return self._failed(_transport_failure(error))
+            failure = _transport_failure(error)
         except ListPageError as error:
             reason = RESPONSE_TOO_LARGE if isinstance(error, LargePageError) else MALFORMED_RESPONSE
-            return self._failed(Failure(reason, str(error)))
+            failure = Failure(reason, str(error))
         except TimeoutError:
-            return await self._wait_ended()
-        return self._reflector.listed(page, listed, self._loop.time())
+            return [], False, iter(await self._wait_ended())
+        return [], False, iter(self._failed(failure))
+
+    def _begun(self, body: bytes) -> tuple[list[SourceEvent[Seen]], bool, Iterator[SourceEvent[Seen]]]:
+        page, listed = self._decoder.page(body)
+        source_events = self._reflector.listed(page, listed, self._loop.time())
+        return *_taken(source_events), source_events
 
     async def _watch(self, request: OpenWatch) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
         query = [
@@ -271,41 +278,47 @@ class ListWatch(Generic[Seen]):
         try:
             async with aclosing(stream.chunks()) as chunks, Deadline() as deadline:
                 while self._reflector.is_reading:
-                    for number, batch in enumerate(await self._read(chunks, lines, deadline)):
+                    size, steps = await self._read(chunks, lines, deadline)
+                    for number, step in enumerate(steps):
                         if number:
                             await asyncio.sleep(0)
+                        batch = step() if size < SMALL_PAGE else await page_steps(size).result(step)
                         yield batch
-                        del batch
+                        del batch, step  # frees the lines and the events: the next wait can last for hours
         finally:
             self.partial = 0
 
     async def _read(
         self, chunks: AsyncIterator[bytes], lines: Lines, deadline: Deadline
-    ) -> Iterator[Iterable[SourceEvent[Seen]]]:
-        """Return the batches of events of one read of a watch. Raises TimeoutError if nothing arrives in time."""
+    ) -> tuple[int, Iterator[_Step[Seen]]]:
+        """Return the bytes of the lines that one read of a watch completes, at most, and the steps that decode them.
+
+        Raises TimeoutError if nothing arrives in time.
+        """
         silent_at = self._reflector.next(self._loop.time()).until  # type: ignore[union-attr]
         chunk = await self._wait(anext(chunks, None), deadline, silent_at)
         now = self._loop.time()
         if chunk is not None:
-            is_large, complete = self.partial >= _LARGE, lines.feed(chunk)
+            size, complete = self.partial + len(chunk), lines.feed(chunk)
             self.partial = lines.partial
-            decoded = self._decoded(complete, now, partial=bool(lines.partial))
-            if is_large and complete:
-                large = await page_steps().result(lambda: next(decoded, ()))
-                return chain((large,), decoded)
-            return decoded
+            size = size if complete else 0
+            return size, self._steps(complete, now, size, partial=bool(lines.partial))
         if lines.partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
-            return iter((self._reflector.failed(cut, now),))
-        return iter((self._reflector.ended(now),))
+            return 0, iter((lambda: self._reflector.failed(cut, now),))
+        return 0, iter((lambda: self._reflector.ended(now),))
 
-    def _decoded(
-        self, lines: list[bytes | bytearray], now: float, *, partial: bool
-    ) -> Iterator[Iterable[SourceEvent[Seen]]]:
-        for first in range(0, len(lines) or 1, EVENTS_AT_ONCE):
-            if self._reflector.is_reading:
-                events = self._decoder.lines(lines[first : first + EVENTS_AT_ONCE])
-                yield self._reflector.events(events, now, partial=partial)
+    def _steps(self, lines: list[bytes | bytearray], now: float, size: int, *, partial: bool) -> Iterator[_Step[Seen]]:
+        first = 0
+        while self._reflector.is_reading:
+            end = _end_of_step(lines, first) if size > LARGE_PAGE else first + EVENTS_AT_ONCE
+            yield functools.partial(self._decoded, lines[first:end], now, partial=partial)
+            if end >= len(lines):
+                return
+            first = end
+
+    def _decoded(self, lines: list[bytes | bytearray], now: float, *, partial: bool) -> Iterable[SourceEvent[Seen]]:
+        return self._reflector.events(self._decoder.lines(lines), now, partial=partial)
 
     async def _first_response(self, response: Awaitable[Stream]) -> Stream:
         reflector = self._reflector
@@ -354,15 +367,26 @@ class ListWatch(Generic[Seen]):
         return self._reflector.failed(failure, self._loop.time())
 
 
-def _taken(source_events: Iterator[T]) -> list[T]:
-    """Return the next events, as many as one iteration of the event loop may decode."""
+def _taken(source_events: Iterator[T]) -> tuple[list[T], bool]:
+    """Return the next events, as many as one iteration of the event loop may decode, and whether they were costly."""
     batch: list[T] = []
-    ends_at = time.monotonic() + _AT_ONCE_S
+    began = time.monotonic()
     for event in source_events:
         batch.append(event)
-        if len(batch) == EVENTS_AT_ONCE or time.monotonic() > ends_at:
+        if len(batch) == EVENTS_AT_ONCE or time.monotonic() > began + _AT_ONCE_S:
             break
-    return batch
+    return batch, time.monotonic() > began + COSTLY_S
+
+
+def _end_of_step(lines: list[bytes | bytearray], first: int) -> int:
+    """Return the end of the lines that are decoded in one step: those of `LARGE_PAGE` bytes, or one larger line."""
+    size = 0
+    end = min(first + EVENTS_AT_ONCE, len(lines))
+    for number in range(first, end):
+        size += len(lines[number])
+        if size > LARGE_PAGE:
+            return max(number, first + 1)
+    return end
 
 
 def _transport_failure(error: TransportError) -> Failure:
