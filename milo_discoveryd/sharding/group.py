@@ -306,10 +306,8 @@ class ShardGroup:
                     self._woken.set()
             applied.is_complete = True
         self._note_share(ownership)
-        if (lost := self._assignee.lost()) is None:
-            return
-        if (pending := _fitting(lost)) is None:
-            return
+        lost = self._assignee.lost()
+        pending = None if lost is None else _fitting(lost)
         awaits_release = bool(ownership.pending and self._assignee.unowned())
         if self.member.drained(ownership.view.number, pending, awaits_release=awaits_release):
             self._drained.set()

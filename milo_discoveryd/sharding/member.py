@@ -225,9 +225,11 @@ class Member:
 
     # What the daemon says
 
-    def drained(self, number: int, pending: frozenset[str] = frozenset(), *, awaits_release: bool = False) -> bool:
+    def drained(
+        self, number: int, pending: frozenset[str] | None = frozenset(), *, awaits_release: bool = False
+    ) -> bool:
         """Record that all clusters that the view of this number took from the member are released, except `pending`,
-        and whether the member would engage clusters that another one has not released.
+        which is None if unknown, and whether the member would engage clusters that another one has not released.
 
         Returns whether that is news.
         """
@@ -492,10 +494,11 @@ class Member:
 
     def _wanted(self, tenure: Tenure, now: float, *, is_leaving: bool) -> MemberLease:
         acknowledged, pending = tenure.lease.acknowledged, tenure.lease.pending
-        if (view := self._acknowledgeable(tenure, now)) is not None:
-            acknowledged, pending = max(view.number, acknowledged), tenure.pending
-        elif self.state.group.agreed_view is not None and self._reports_releases(tenure, now):
-            pending &= tenure.pending
+        known = tenure.pending
+        if known is not None and (view := self._acknowledgeable(tenure, now)) is not None:
+            acknowledged, pending = max(view.number, acknowledged), known
+        elif known is not None and self.state.group.agreed_view is not None and self._reports_releases(tenure, now):
+            pending &= known
         return msgspec.structs.replace(
             tenure.lease,
             acknowledged=acknowledged,

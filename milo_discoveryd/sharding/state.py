@@ -38,7 +38,8 @@ class Tenure(msgspec.Struct, frozen=True, kw_only=True):
     """None while fenced: the member then claims nothing, and renews its Lease."""
     drained: int = 0
     """The latest view for which all clusters that the view took from this member are released, except `pending`."""
-    pending: frozenset[str] = frozenset()
+    pending: frozenset[str] | None = frozenset()
+    """None while it is unknown which clusters are not released: then nothing is acknowledged, whatever was known."""
     awaits_release: bool = False
     """Whether clusters would be engaged that another member has not released."""
 
@@ -79,7 +80,7 @@ class Tenure(msgspec.Struct, frozen=True, kw_only=True):
             return self
         return msgspec.structs.replace(self, claim=None, acknowledge_at=max(self.acknowledge_at, acknowledge_at))
 
-    def released(self, view: int, pending: frozenset[str]) -> "Tenure":
+    def released(self, view: int, pending: frozenset[str] | None) -> "Tenure":
         """Record that all clusters that the view took from the member are released, except `pending`."""
         return self if view < self.drained else msgspec.structs.replace(self, drained=view, pending=pending)
 

@@ -258,7 +258,7 @@ async def test_shard_member_keeps_clusters_to_move_while_the_list_of_them_is_too
     await eventually(lambda: first.operator.draining == moving and third.engaged)
     assert third.engaged < former, "clusters of other members did not move"
     assert first.group.member.tenure is not None
-    assert first.group.member.tenure.pending == frozenset()
+    assert first.group.member.tenure.pending is None
     assert first.group.unsettled_s() > 0
     last = min(moving)
     first.operator.draining = {last}
@@ -479,7 +479,7 @@ async def test_releases_that_trickle_in_keep_no_cluster_from_being_assigned(
         pending = (("other", frozenset({f"another-{next(releases)}"})),)
         return None if found is None else msgspec.structs.replace(found, pending=pending)
 
-    def drained(number: int, pending: frozenset[str] = frozenset(), *, awaits_release: bool = False) -> bool:
+    def drained(number: int, pending: frozenset[str] | None, *, awaits_release: bool = False) -> bool:
         recorded.append(number)
         return acknowledged(number, pending, awaits_release=awaits_release)
 

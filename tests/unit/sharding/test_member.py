@@ -132,6 +132,31 @@ def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators
     assert driver.now - started_at >= TIMING.evict_after_s
 
 
+@pytest.mark.parametrize("has_acknowledged", [False, True])
+def test_successor_that_no_longer_knows_what_is_released_reports_nothing_that_it_knew_before(
+    *, has_acknowledged: bool
+) -> None:
+    """Found by a reader and the simulation of seed 9100598: what it knew was of before its operators had returned."""
+    driver = settled("a", "b")
+    driver.pending = {"a": driver.owned("a")}
+    driver.holds_drain = set() if has_acknowledged else {"a"}
+    driver.add("c", Member("c", "c#1"))
+    driver.run_until(lambda: len(driver.api.views) == 2 and is_acknowledged(driver, "b", "c"))
+    driver.run(2)
+    former = driver.api.group.members["a"]
+    assert bool(former.pending) is (former.acknowledged == 2) is has_acknowledged
+    successor = driver.add("a", Member("a", "a#2"))
+    driver.pending, driver.holds_drain = {}, set()
+    driver.run_until(lambda: successor.tenure and successor.tenure.drained == 2)
+    driver.holds_drain = {"a"}
+    assert successor.drained(2, None)
+    driver.run(TIMING.evict_after_s + 10)
+    lease = driver.api.group.members["a"]
+    assert (lease.holder, lease.acknowledged, lease.pending) == ("a#2", former.acknowledged, former.pending)
+    assert successor.drained(2)
+    driver.run_until(lambda: is_settled(driver, *"abc"))
+
+
 # Members of weight 0
 
 
