@@ -1764,3 +1764,28 @@ def test_confirmed_removals_wait_if_a_mass_may_be_missing_with_those_that_were_r
     publishing.before = lambda _: None
     publishing.settle(30.0)
     assert len(publishing.server.objects) == 17
+
+
+@pytest.mark.parametrize("how", ["revoked", "another snapshot", "restarted"])
+def test_clusters_that_are_published_since_others_are_missing_release_no_hold(how: str):
+    """Found by a reader: with six others in their place, five of six objects were half of the fleet at most."""
+    fleet, others = fleet_of(6), [cluster(f"n{number}", uid=f"n{number}") for number in range(20)]
+    publishing = Publishing(resync_s=30.0).synced(*fleet).settle(1000.0)
+    if how == "restarted":
+        publishing = Publishing(publishing.server, resync_s=30.0).synced(fleet[5], *others[:7])
+    elif how == "revoked":
+        for one in fleet[:5]:
+            publishing.end(one, DisengageReason.REVOKED)
+        publishing.engage(*others[:7])
+    else:
+        lose(publishing, fleet[:5])
+        publishing.engage(*others[:7])
+    publishing.settle(400.0)
+    for one in others[7:]:
+        publishing.engage(one)
+        publishing.settle(60.0)
+    assert publishing.server.objects.keys() >= {it.name for it in (*fleet, *others)}
+    assert "the daemon's view lacks 5 of 6 clusters" in publishing.publication.problems[0]
+    publishing.engage(*fleet[:5])
+    publishing.settle(60.0)
+    assert not publishing.publication.problems

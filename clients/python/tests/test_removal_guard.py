@@ -205,6 +205,9 @@ def test_removals_of_long_ago_take_no_memory():
     """Found by a reader: one entry stayed for each cluster that ended while the publisher had no stream."""
     removals = deleted_once()
     removals.review([], 9, SECOND_LOOK_S + CONTESTED_S + 1)
+    removals.created("p-10")
+    removals.note_lacking(False)
+    removals.created("p-11")
     assert vars(removals) == vars(Removals())
 
 
@@ -272,3 +275,19 @@ def test_what_was_removed_before_counts_for_what_may_be_a_mass():
     assert not removals.may_be_mass(["p-3", "p-4"], 4, recent + 1)
     assert not removals.may_be_mass(["p-0", "p-1", "p-2"], 7, recent), "each is counted once"
     assert not Removals(accepts=True).may_be_mass(["p-3"], 1, 0.0)
+
+
+def test_objects_that_were_created_since_others_are_missing_release_no_hold():
+    removals = Removals()
+    removals.review(missing(5), 6, 0.0)
+    assert removals.problem
+    names = [f"p-{number}" for number in range(6)] + [f"new-{number}" for number in range(20)]
+    for name in names[6:]:
+        removals.created(name)
+    assert removals.count(names) == 6
+    removals.review(missing(5), removals.count(names), SECOND_LOOK_S)
+    assert removals.problem.startswith("the daemon's view lacks 5 of 6 clusters")
+    removals.review([], removals.count(names), SECOND_LOOK_S + 1)
+    removals.note_lacking(False)
+    assert removals.problem == ""
+    assert removals.count(names) == 26

@@ -226,6 +226,8 @@ class Publication:
                     end = Unasked(now + removals.SECOND_LOOK_S)
                 elif is_end:
                     end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S)
+                if not is_end:
+                    self._removals.note_lacking(True)
                 record = replace(record, end=end)
             record = replace(record, access=Attempt(self._access_due(record, now)))
         self._put(replace(record, next=record.next.restarted(now)))
@@ -582,7 +584,9 @@ class Publication:
         unasked = [record for record in followed if not record.is_lacked]
         is_asking = any(not record.next.problem for record in unasked)
         known = len(followed) - len(unasked)
-        is_mass = self._removals.may_be_mass([record.name for record in doubted], len(own), now)
+        published = self._removals.count([record.name for record in own])
+        is_mass = self._removals.may_be_mass([record.name for record in doubted], published, now)
+        self._removals.note_lacking(bool(doubted) or any(record.may_be_lacked for record in own))
         if is_mass and is_asking:
             inferred = [record for record in own if isinstance(record.end, EndedCluster) and record.end.is_inferred]
             self._conclude([(record, False) for record in inferred], now)
@@ -599,7 +603,9 @@ class Publication:
             is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)
             are_all_known = known == len(doubted) and is_taken_over
             others = len(doubted) - len(missing)
-            confirmed = self._removals.review(missing.keys(), len(own), now, others=others, are_all_known=are_all_known)
+            confirmed = self._removals.review(
+                missing.keys(), published, now, others=others, are_all_known=are_all_known
+            )
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
             self._conclude([(record, removal in confirmed) for removal, record in missing.items()], now)
         if self.view is ViewPhase.UNREVIEWED or was_foreign:
@@ -661,6 +667,8 @@ class Publication:
         record = records.observe(record, found, self.renderer, self.identity, now, by_us=by_us, accepts=accepts)
         if found is not None and before.observed is None:
             self._removals.restored(record.name)
+            if by_us:
+                self._removals.created(record.name)
         is_gone = isinstance(record.object, records.AbsentObject | Finalizing)
         # `EndedCluster` was reported by an event, or judged by this publisher.
         is_unexplained = before.wanted is None and not isinstance(before.end, EndedCluster)

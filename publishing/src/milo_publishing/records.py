@@ -349,6 +349,12 @@ class Record(msgspec.Struct, frozen=True):
         return isinstance(self.end, Missing | EndedCluster) or (isinstance(self.end, Elsewhere) and self.end.is_lacked)
 
     @property
+    def may_be_lacked(self) -> bool:
+        """Whether no engaged cluster has the object's name, as far as is known also of other members."""
+        is_elsewhere = isinstance(self.end, Elsewhere) and self.end.answered_at > -math.inf and not self.is_lacked
+        return self.wanted is None and not is_elsewhere
+
+    @property
     def confirmed_since(self) -> float:
         """Since when the daemon, as it has confirmed, lacks the cluster, or the evidence of its end is late."""
         match self.end:

@@ -119,6 +119,8 @@ class _Synchronizer:
         self._directory = directory
         self._connection = connection
         self._guard = guard
+        self._reviewed = set(directory.own)
+        """The names of the clusters that had a file when none was missing, or at the last review."""
         self._filter = only
         self._once = once
         self._desired: dict[str, DesiredFile] = {}
@@ -276,10 +278,16 @@ class _Synchronizer:
             return  # the view changed during the lookups; it will be reviewed again
         self._remove(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
         published = {name for name in self._directory.own if not self._is_ended(name)}
+        self._guard.note_lacking(bool(names))
+        for name in published - self._reviewed:
+            self._guard.created(name)
+        self._reviewed = published
         lacked = names & published - self._desired.keys()
         missing = [Removal(name, name, "", "") for name in followed if name in lacked]
         others = len(lacked) - len(missing)
-        confirmed = self._guard.review(missing, len(published), now, others=others, are_all_known=not others)
+        confirmed = self._guard.review(
+            missing, self._guard.count(published), now, others=others, are_all_known=not others
+        )
         self._remove(removal.name for removal in confirmed)
         self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
         if not self._guard.problem:
@@ -294,6 +302,8 @@ class _Synchronizer:
     def _reconciled(self, ended: Mapping[str, _End], now: float) -> None:
         """Forget the clusters whose files were removed, and review those whose files were not."""
         self._ended = {name: end for name, end in self._ended.items() if ended.get(name) != end}
+        if not self._directory.own - self._desired.keys():
+            self._reviewed = set(self._directory.own)
         if self._review_at is None and (self._ended or ended.keys() & self._directory.own - self._desired.keys()):
             self._review_at = now + removals.SECOND_LOOK_S
 

@@ -71,6 +71,9 @@ class Removals:
         self._missing: dict[str, tuple[Removal, float]] = {}
         """The missing objects, and since when each is missing, by its name."""
         self._is_held = False
+        self._is_lacking = False
+        self._created: set[str] = set()
+        """The objects that were created since the view lacks others. They tell nothing of how much it lacks."""
         self._removed: dict[str, float] = {}
         """When each object that still counts as missing was removed, by its name."""
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
@@ -87,7 +90,7 @@ class Removals:
         are_all_known: bool = True,
     ) -> list[Removal]:
         """Return those of the `missing` removals that may be made now. `published`: the number of objects, without
-        those that are about to be removed, by an earlier review or otherwise.
+        those that are about to be removed, by an earlier review or otherwise: see `count`.
 
         `others`: how many more of these the view lacks, or may lack: those that could not be looked up, and those that
         another member of the shard group judges. `are_all_known`: whether no other removal is left, for example of a
@@ -98,7 +101,9 @@ class Removals:
         if not self._is_held:
             self._removed = {name: at for name, at in self._removed.items() if now <= at + RECENT_S}
         removed = len(self._removed.keys() - {removal.name for removal in missing})
-        lacking, published = len(missing) + others + removed, published + removed
+        lacking = len(missing) + others + removed
+        published = max(lacking, published + removed)
+        self.note_lacking(bool(missing) or self._is_lacking)
         # What is held stays so while nothing can be judged: what was removed before counts only as long as that.
         can_hold = bool(missing or (self._is_held and others))
         is_held = self._is_held = can_hold and is_mass(lacking, published) and not self.accepts
@@ -132,12 +137,28 @@ class Removals:
         self._removed.update({removal.name: now for removal in confirmed if not self.accepts})
         return confirmed
 
+    def note_lacking(self, is_lacking: bool) -> None:
+        """Record whether the view lacks objects, or may lack them."""
+        self._is_lacking = is_lacking or self._is_held
+        if not self._is_lacking:
+            self._created.clear()
+
+    def created(self, name: str) -> None:
+        """Record that this run has created an object."""
+        if self._is_lacking:
+            self._created.add(name)
+
+    def count(self, names: Collection[str]) -> int:
+        """Return how many of these objects there were when the view began to lack some."""
+        return sum(name not in self._created for name in names) if self._created else len(names)
+
     def may_be_mass(self, lacked: Collection[str], published: int, now: float) -> bool:
         """Return whether a review would hold removals if the clusters of all these objects were missing. `published` is
         that of `review`."""
         recent = {name for name, at in self._removed.items() if self._is_held or now <= at + RECENT_S}
         removed = len(recent.difference(lacked))
-        return is_mass(len(lacked) + removed, published + removed) and not self.accepts
+        lacking = len(lacked) + removed
+        return is_mass(lacking, max(lacking, published + removed)) and not self.accepts
 
     def engaged(self, name: str, cluster_uid: str) -> None:
         """Record that the cluster of an object is engaged again: this run may write an object that it has deleted."""
