@@ -39,6 +39,12 @@ COMPARED_PER_STEP = 2000
 _ALL = Filter(confirms_releases=True)
 
 
+def _either(one: ClusterView | None, other: ClusterView) -> ClusterView:
+    """Return a view without filters that shows what either shows."""
+    view = other.unfiltered
+    return view if one is None or one.unfiltered.fingerprint == view.fingerprint else _ALL
+
+
 class SubscriberKey(msgspec.Struct, frozen=True):
     """Identifies a subscriber, whichever of its streams it uses."""
 
@@ -101,15 +107,24 @@ class _Subscriber(msgspec.Struct):
     """Until when the ownership of such clusters is renewed, once its stream does not wait for a source any more."""
     former: ClusterView | None = None
     """What it may have seen by another filter, or other rights, until a stream told it of the end of that."""
+    ended: Subscription | None = None
+    """A stream that ended beside streams with other views, which tell nothing of what it has shown, until one with its
+    view is opened or the ownership has ended. It is never current. For several, one that shows what they did."""
+
+    @property
+    def shown(self) -> list[Subscription]:
+        """The streams that determine what it may work in."""
+        streams = self.streams or [self.last]
+        return streams if self.ended is None else [*streams, self.ended]
 
     @property
     def is_told(self) -> bool:
         """Whether it has streams, each of which has sent all changes from before."""
-        return bool(self.streams) and all(stream.is_current for stream in self.streams)
+        return bool(self.streams) and all(stream.is_current for stream in self.shown)
 
     @property
     def keeps_others(self) -> bool:
-        return self.may_keep_others and any(stream.keeps_others for stream in self.streams or (self.last,))
+        return self.may_keep_others and any(stream.keeps_others for stream in self.shown)
 
     @property
     def is_waiting(self) -> bool:
@@ -118,24 +133,34 @@ class _Subscriber(msgspec.Struct):
     @property
     def drains_per_step(self) -> int:
         """How many drains are compared with the streams in one step."""
-        streams = self.streams or (self.last,)
+        streams = self.shown
         return max(1, min(stream.view.records_per_step for stream in streams) // len(streams))
 
     @property
     def is_catching_up(self) -> bool:
         waits = self.keeps_others
-        return not all(stream.is_current or (waits and stream.is_waiting) for stream in self.streams)
+        return not all(stream.is_current or (waits and stream.is_waiting) for stream in self.shown)
 
     def sees(self, cluster: Cluster) -> bool:
         if self.is_leaving:
             return False
-        is_seen = any(stream.view.matches(cluster) for stream in self.streams or (self.last,))
+        is_seen = any(stream.view.matches(cluster) for stream in self.shown)
         return is_seen or (self.former is not None and self.former.matches(cluster))
 
     def change_view(self, before: ClusterView, view: ClusterView) -> None:
         """Record that the view changed. Until it is told of that, it may work in what it saw before."""
-        if self.former is None and not self.is_told and before.fingerprint != view.fingerprint:
-            self.former = before.unfiltered
+        if not self.is_told and before.fingerprint != view.fingerprint:
+            self.former = _either(self.former, before)
+
+    def end_beside(self, subscription: Subscription) -> None:
+        """Record that a stream ended, while others go on."""
+        view, size, former = subscription.view, subscription.filter_bytes, self.ended
+        if any(stream.view.fingerprint == view.fingerprint for stream in self.streams):
+            return
+        if former is not None and former.view.fingerprint != view.fingerprint:
+            view, size = _either(former.view, view), 0
+        keeps_others = subscription.keeps_others or (former is not None and former.keeps_others)
+        self.ended = Subscription(subscription.key, subscription.label, view, size, keeps_others=keeps_others)
 
 
 class _Drain(msgspec.Struct):
@@ -208,12 +233,16 @@ class PendingReleases:
         if subscriber is None:
             self._subscribers[key] = subscriber = _Subscriber([], subscription, now, now)
             subscriber.may_keep_others, subscriber.kept_at = now < self.began_at + OWNED_S, now
+            self._continue(subscriber, now)
         elif not subscriber.streams:
             subscriber.since = now
             subscriber.may_keep_others = subscriber.keeps_others and now < subscriber.kept_at + OWNED_S
             subscription.keeps_others = subscriber.may_keep_others
         else:
             subscriber.kept_at = now  # the other stream may be dead
+            subscription.keeps_others = subscriber.keeps_others
+        if (ended := subscriber.ended) is not None and ended.view.fingerprint == subscription.view.fingerprint:
+            subscriber.ended = None
         subscriber.owned_at = now  # perhaps it was renewed without a name
         before = subscriber.last.view
         subscriber.streams.append(subscription)
@@ -255,6 +284,9 @@ class PendingReleases:
         self._limit_steps()
         subscriber.last = subscription
         if subscriber.streams:
+            if self.is_sharded:
+                subscriber.end_beside(subscription)
+            self._behind[key] = subscriber
             self._note_told(key)
             return
         self._behind.pop(key, None)
@@ -263,7 +295,7 @@ class PendingReleases:
             return
         subscriber.since = now
         gone = self._gone.setdefault(key.caller, {})
-        gone[key] = subscription.filter_bytes
+        gone[key] = sum(stream.filter_bytes for stream in subscriber.shown)
         while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
             oldest = next(iter(gone))
             forgotten = self._subscribers[oldest]
@@ -275,11 +307,13 @@ class PendingReleases:
         """Remember, in place of the subscribers of a caller that are forgotten early, one that sees what each of them
         may have seen. Return those of the caller without a stream."""
         key = _forgotten_of(forgotten.last.key.caller)
-        view = (forgotten.former or forgotten.last.view).unfiltered
+        view = _either(forgotten.former, forgotten.last.view)
+        if forgotten.ended is not None:
+            view = _either(view, forgotten.ended.view)
         represented = [forgotten]
         if (other := self._subscribers.get(key)) is not None:
             represented.append(other)
-            view = view if view.fingerprint == other.last.view.fingerprint else _ALL
+            view = _either(view, other.last.view)
             self._recall(key)
         last = Subscription(key, forgotten.last.label, view, keeps_others=True)
         self._subscribers[key] = _Subscriber([], last, now, max(one.owned_at for one in represented))
@@ -290,6 +324,16 @@ class PendingReleases:
         gone = self._gone.setdefault(key.caller, {})
         gone[key] = 0
         return gone
+
+    def _continue(self, subscriber: _Subscriber, now: float) -> None:
+        """Let a subscriber that is not known be one of those of its caller that were forgotten early."""
+        subscription, forgotten = subscriber.last, self._subscribers.get(_forgotten_of(subscriber.last.key.caller))
+        if forgotten is None or now >= forgotten.owned_at + OWNED_S:
+            return
+        subscriber.last = forgotten.last
+        if forgotten.keeps_others and now < forgotten.kept_at + OWNED_S:
+            subscription.keeps_others = subscriber.may_keep_others = True
+            subscriber.kept_at = now if now < self.began_at + OWNED_S else forgotten.kept_at
 
     def await_sources(self, subscription: Subscription, *, keeps_others: bool, is_waiting: bool) -> None:
         """Record what a stream waits for: see `Subscription.is_waiting`. Until it is current, its subscriber keeps
@@ -349,6 +393,9 @@ class PendingReleases:
         if not self.is_connected(key):
             return False
         subscriber = self._subscribers[key]
+        if subscriber.ended is not None and now >= subscriber.owned_at + OWNED_S:
+            subscriber.ended = None
+            self._note_told(key)
         if subscriber.is_catching_up and subscriber.keeps_others:
             # No cluster moves, but for no longer than its client may take to read what a large fleet has.
             subscriber.told_by = min(subscriber.told_by, now + OWNED_S)

@@ -25,7 +25,7 @@ from tests.support.eventually import eventually
 from tests.support.sources import new_source
 from tests.unit.fleet.fleets import cluster
 from tests.unit.fleet.test_fleet_malformed import Ledger
-from tests.unit.sharding.test_assignment import ALONE, assign
+from tests.unit.sharding.test_assignment import ALONE, GONE, assign
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
@@ -246,6 +246,27 @@ async def test_stream_of_this_run_that_its_client_does_not_read_delays_no_move_o
         assert assignment.lost() is not None
         harness.seen(not_ready("alpha"))
         assert [*harness.fleet.releases.unreached(steady_now())] == ["alpha"]
+
+
+async def test_no_cluster_moves_of_a_stream_that_broke_beside_one_with_another_filter(harness: Harness) -> None:
+    """Found by a reader: they moved at once, and the ownership was renewed through the other stream."""
+    harness.service.shard = Shard()
+    assignment = FleetAssignment(harness.fleet, 30.0)
+    harness.listed(ready("alpha"), ready("beta"))
+    assign(assignment, ALONE)
+    alpha, beta = (
+        harness.subscriber(confirm_releases=True, subscriber="operator", filter=pb.ClusterFilter(names=[name]))
+        for name in ("alpha", "beta")
+    )
+    async with harness.client() as stub, alpha as stays:
+        await stays.until_synced()
+        async with beta as breaks:
+            await breaks.until_synced()
+        await eventually(lambda: len(harness.service.streams) == 1)
+        renewed = await stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber="operator"))
+        assert renewed.HasField("valid_for")
+        assign(assignment, GONE)
+        assert {*(assignment.lost() or ())} == {"alpha", "beta"}
 
 
 def listing(source: ClusterSource, *found: Ready) -> None:

@@ -18,7 +18,7 @@ from milo_discoveryd.engagement.pending_releases import (
 )
 from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
-from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
+from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope, scoped
 from milo_discoveryd.sharding.timing import TIMING
 from milo_kube.label_selector import parse
 from tests.unit.fleet.fleets import cluster, finish
@@ -499,17 +499,103 @@ def test_cluster_of_a_former_view_may_be_worked_in_until_a_stream_has_told_of_it
     assert [*releases.unreached(4.0)] == ["a"]
     releases.end_drain("a")
     releases.note_current(again)
-    assert not releases.begin_drain(cluster("a"), 6.0, 5.0, moves=True)
+    if change != "another filter":
+        assert not releases.may_renew(ONE, 4.0), "the streams may be of one client, which has not stopped"
+        assert releases.may_renew(ONE, 2.0 + OWNED_S)
+    assert not releases.begin_drain(cluster("a"), 60.0, 50.0, moves=True)
 
 
 def test_former_view_has_ended_once_the_only_stream_that_did_not_tell_of_that_ends() -> None:
     releases = sharded()
-    finish(releases.open(of := stream(is_current=False), 0.0))
-    finish(releases.open(again := stream(view=NARROW, is_current=False), 1.0))
-    releases.note_current(again)
+    finish(releases.open(first := stream(), 0.0))
+    releases.close(first, 1.0)
+    finish(releases.open(of := stream(view=NARROW, is_current=False), 2.0))
+    finish(releases.open(stream(view=NARROW), 2.0))
     assert releases.begin_drain(cluster("a"), 100.0, 2.0)
     releases.close(of, 2.0)
     assert not releases.begin_drain(cluster("c"), 100.0, 2.0)
+
+
+def beside(*names: str) -> tuple[PendingReleases, list[Subscription]]:
+    """Return a subscriber with a current stream for each of these clusters, and the streams."""
+    releases = sharded()
+    streams = [stream(view=named(name), filter_bytes=REMEMBERED_FILTER_BYTES // 2) for name in names]
+    for of in streams:
+        finish(releases.open(of, 0.0))
+    return releases, streams
+
+
+def named(name: str) -> ClusterView:
+    return Filter(names=frozenset({name}), confirms_releases=True)
+
+
+def test_stream_tells_nothing_of_the_clusters_of_another_one_that_broke_before_that_is_back() -> None:
+    """Found by a reader: what the broken one had shown moved at once, and the ownership was renewed through the
+    other."""
+    releases, (_, of) = beside("a", "b")
+    assert releases.may_renew(ONE, 1.0)
+    releases.close(of, 5.0)
+    assert not releases.begin_drain(cluster("c"), 6.0, 6.0, moves=True)
+    assert releases.begin_drain(cluster("b"), 7.0, 6.0, moves=True)
+    assert releases.may_renew(ONE, 6.0)
+    assert releases.due(7.0) == ["b"]
+    assert [*releases.unreached(5.9 + OWNED_S)] == ["b"]
+    assert not releases.may_renew(ONE, 5.9 + OWNED_S)
+    finish(releases.open(again := stream(view=of.view, is_current=False), 8.0))
+    assert not releases.may_renew(ONE, 8.0)
+    releases.note_current(again)
+    assert releases.may_renew(ONE, 8.0)
+    releases.note_unreached(cluster("b"), 50.0)
+    assert not releases.unreached(50.0)
+
+
+def test_several_streams_that_broke_beside_another_one_may_have_shown_what_the_caller_may_see() -> None:
+    releases, (of, *others) = beside("a", "b", "c")
+    for other in others:
+        releases.close(other, 5.0)
+    finish(releases.open(again := stream(view=named("b")), 6.0))
+    releases.note_unreached(cluster("c"), 7.0)
+    assert [*releases.unreached(7.0)] == ["c"]
+    releases.close(again, 8.0)
+    releases.close(of, 9.0)
+    assert releases.begin_drain(cluster("c"), 10.0, 10.0)
+    assert releases.knows(ONE)
+    finish(releases.open(other := stream(TWO, NARROW, REMEMBERED_FILTER_BYTES), 11.0))
+    releases.close(other, 11.0)
+    assert not releases.knows(ONE)
+    releases.note_unreached(cluster("c"), 12.0)
+    assert "c" in releases.unreached(12.0)
+
+
+def test_subscriber_keeps_what_a_stream_that_broke_beside_another_one_had_kept() -> None:
+    releases = sharded()
+    finish(releases.open(stream(view=NARROW), 0.0))
+    releases.close(waiting(releases, 1.0), 2.0)
+    assert releases.may_keep_others(50.0) is releases.may_keep_others(1.0 + OWNED_S) is False
+    assert releases.may_keep_others(0.9 + OWNED_S)
+
+
+def test_second_stream_keeps_what_the_subscriber_keeps_also_if_the_first_one_ends_before_it_waits() -> None:
+    """Found by a reader: for as long as it waited for its turn, a view could be acknowledged."""
+    releases = sharded()
+    of = waiting(releases)
+    finish(releases.open(stream(is_current=False), 50.0))
+    releases.close(of, 51.0)
+    assert releases.may_keep_others(49.9 + OWNED_S)
+    assert not releases.may_keep_others(50.0 + OWNED_S)
+
+
+def test_second_change_of_rights_forgets_nothing_of_the_first() -> None:
+    """Found by a reader: only the first of the former rights counted."""
+    views = [scoped(CONFIRMING, ClusterScope(sources=frozenset({source}))) for source in "xyz"]
+    releases = sharded()
+    finish(releases.open(of := stream(view=views[0]), 0.0))
+    releases.close(of, 1.0)
+    finish(releases.open(of := stream(view=views[1], is_current=False), 2.0))
+    assert [*releases.change_view(of, views[2])] == []
+    for source in "xyz":
+        releases.note_unreached(cluster(f"{source}#a"), 3.0)
+    assert [*releases.unreached(3.0)] == ["x#a", "y#a", "z#a"]
 
 
 def forgotten(*views: ClusterView, releases: PendingReleases | None = None) -> PendingReleases:
@@ -534,6 +620,39 @@ def test_subscribers_that_are_forgotten_early_may_work_on_in_what_they_may_have_
     releases = forgotten(scoped(CONFIRMING, NO_CLUSTERS), GOLD)
     releases.note_unreached(cluster("a"), 2.0)
     assert [*releases.unreached(2.0)] == ["a"]
+
+
+@pytest.mark.parametrize(("opened_at", "began_at"), [(50.0, 0.0), (50.0, 30.0), (100.0, 0.0)])
+def test_subscriber_that_was_forgotten_early_and_returns_may_work_on_in_what_it_had(
+    opened_at: float, began_at: float
+) -> None:
+    """Found by a reader: it counted as a new one, and what it had from an earlier run, or by another filter, moved."""
+    releases = sharded(began_at)
+    of = waiting(releases, began_at)
+    assert releases.may_renew(ONE, 40.0)
+    of.filter_bytes = REMEMBERED_FILTER_BYTES + 1
+    releases.close(of, 41.0)
+    assert not releases.knows(ONE)
+    finish(releases.open(again := stream(view=NARROW, is_current=False), opened_at))
+    is_owner = opened_at < 40.0 + OWNED_S
+    assert again.keeps_others is is_owner
+    if is_owner:
+        assert releases.may_renew(ONE, 60.0)
+    releases.note_unreached(cluster("a"), opened_at + 11.0)
+    assert releases.may_keep_others(opened_at + 11.0) is is_owner
+    assert [*releases.unreached(opened_at + 11.0)] == (["a"] if is_owner else [])
+
+
+def test_subscriber_that_was_forgotten_early_after_it_was_told_keeps_nothing_of_an_earlier_run() -> None:
+    releases = sharded(-100.0)
+    finish(releases.open(of := stream(filter_bytes=REMEMBERED_FILTER_BYTES + 1), 0.0))
+    releases.close(of, 1.0)
+    finish(releases.open(again := stream(view=NARROW, is_current=False), 2.0))
+    assert not releases.may_keep_others(2.0)
+    releases.note_unreached(cluster("a"), 3.0)
+    assert [*releases.unreached(3.0)] == ["a"]
+    releases.note_current(again)
+    assert not releases.begin_drain(cluster("d"), 4.0, 1.0 + REMEMBERED_S)
 
 
 def test_drain_that_began_before_its_subscriber_was_forgotten_early_is_unreached_until_that_has_stopped() -> None:
