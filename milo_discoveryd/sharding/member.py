@@ -14,7 +14,8 @@ What follows in each state (see `state`) when the write of a Lease fails:
     Joining    reads; may then continue the      writes again; if it did take         nothing: it owns nothing
                term of the process before        effect: continues its own term
     Lost       reads; joins when the Lease is    writes again; if it did take         nothing: it owns nothing
-               free, its own or expired          effect: joins in another term
+               free, its own or expired          effect: joins in a term other than
+                                                 the lost one
     Holding    keeps its clusters and reads; a   keeps its clusters, reads once and   owns nothing, and acknowledges
                Lease that it did not write:      writes again; what it may have       no view for 13 s; continues its
                Lost, so it owns nothing          written counts once it is read       term with the next renewal
@@ -504,6 +505,7 @@ class Member:
             acknowledged=acknowledged,
             pending=pending,
             is_leaving=is_leaving,
+            is_stopped=False,
             instance=self._instance if now >= tenure.engage_at else "",
             renewal=self._next_renewal(tenure.lease),
         )

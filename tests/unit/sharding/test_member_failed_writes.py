@@ -420,3 +420,25 @@ def test_member_whose_writes_are_refused_for_a_while_reads() -> None:
     assert [at for at, name, request in driver.requests if name == "a" and isinstance(request, WriteLease)] == [
         refused_at + 15.0
     ]
+
+
+def test_leaving_member_that_was_recorded_as_stopped_without_a_response_hands_over_to_one_that_joined_meanwhile() -> (
+    None
+):
+    """Found by a reader: it wrote that it had stopped once more, and ended before its clusters were released."""
+    driver = settled("a")
+    member, slow = driver.members["a"], min(ALL)
+    driver.pending = {"a": {slow}}
+    member.leave()
+    while not (isinstance(action := member.next(driver.now), WriteLease) and action.lease.is_stopped):
+        assert not isinstance(action, WaitUntil)
+        driver.perform(member, action)
+    driver.api.apply(action, driver.now)
+    driver.add("c", Member("c", "c#1"))
+    driver.run(0.5, "c")
+    member.failed(action, driver.now)
+    driver.run_until(lambda: driver.owned("c") == ALL - {slow})
+    driver.run(2 * TIMING.evict_after_s)
+    assert isinstance(member.state.phase, Leaving)
+    driver.pending = {}
+    driver.run_until(lambda: member.has_ended and driver.owned("c") == ALL)
