@@ -116,14 +116,14 @@ class StreamPublication:
                 pass
 
     @property
-    def engaged(self) -> int:
-        """The number of engaged clusters."""
-        return sum(cluster.is_engaged for cluster in self.clusters.values())
+    def engaged(self) -> set[str]:
+        """The keys of the engaged clusters."""
+        return {key for key, cluster in self.clusters.items() if cluster.is_engaged}
 
-    def orphans(self, stored: Stored) -> dict[str, FleetCluster]:
-        """Return the clusters of the stream that have not ended there and are not engaged here, by key.
+    def published(self, stored: Stored) -> dict[str, FleetCluster]:
+        """Return the clusters of the stream that have not ended there, by key.
 
-        `stored`: the messages of all clusters and scopes. Another publisher may have such a cluster.
+        `stored`: the messages of all clusters and scopes.
         """
         found: dict[str, FleetCluster] = {}
         for subject, (message, _) in stored.items():
@@ -134,7 +134,11 @@ class StreamPublication:
                     not message.ends_cluster and self._is_declared(subject)
                 ):
                     found.setdefault(_cluster_of(subject), cluster)
-        return {key: cluster for key, cluster in found.items() if key not in self.clusters}
+        return found
+
+    def orphans(self, stored: Stored) -> dict[str, FleetCluster]:
+        """Return those that are not engaged here. Another publisher may have such a cluster."""
+        return {key: cluster for key, cluster in self.published(stored).items() if key not in self.clusters}
 
     def ended_orphans(self, stored: Stored, since: int) -> list[str]:
         """Return the keys of the clusters that ended as missing after a sequence of the stream, perhaps by a former

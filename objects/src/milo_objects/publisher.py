@@ -95,6 +95,9 @@ class _Looks(msgspec.Struct):
     next_at: float = 0.0
     sequence: int = 0
     """That of the stream at the last one."""
+    published: set[str] | None = None
+    """The keys of the clusters that the stream had before this publisher wrote to it, or at the last look. None if it
+    lacked none then: what was published since counts."""
     listens_since: float = math.inf
     """Since when heartbeats are received."""
     heard: deque[tuple[int, float, Heartbeat | None]] = msgspec.field(default_factory=lambda: deque(maxlen=_HEARD))
@@ -238,6 +241,9 @@ class ObjectPublisher:
             self._looks.compared.clear()
             self._looks.sequence = 0
         self.publication.connected(info.limit, self._clock(), is_same=is_same)
+        if not is_same:
+            stored, _ = await _last_messages(session, [STREAM_SUBJECTS[0], _STATES])
+            self._looks.published = {*self.publication.published(stored)}
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(session.lost(), name="connection")
@@ -384,7 +390,13 @@ class ObjectPublisher:
             for key, cluster in orphans.items()
             if verdicts[key] is _Orphan.MISSING
         }
-        known, are_all_known = len(orphans) + self.publication.engaged, len(missing) == len(orphans)
+        is_lacking = not {_Orphan.UNKNOWN, _Orphan.MISSING}.isdisjoint(verdicts.values())
+        self._removals.note_lacking(is_lacking)
+        published = self.publication.engaged | orphans.keys()
+        for key in published - (published if looks.published is None else looks.published):
+            self._removals.created(key)
+        looks.published = published if is_lacking else None
+        known, are_all_known = self._removals.count(published), len(missing) == len(orphans)
         others = sum(verdict in {_Orphan.UNKNOWN, _Orphan.ELSEWHERE} for verdict in verdicts.values())
         was_problem = self._removals.problem
         for removal in self._removals.review(missing, known, self._clock(), others=others, are_all_known=are_all_known):

@@ -494,8 +494,44 @@ async def test_clusters_are_kept_if_the_rest_of_the_fleet_goes_missing_after_a_r
     for name in "def":
         world.fleet.clusters.pop(name)
     async with world.publisher(), world.reader() as objects:
-        await eventually(lambda: "lacks 5 of 7 clusters" in "".join(world.reports))
+        await eventually(lambda: "lacks 5 of 6 clusters" in "".join(world.reports))  # "c" is a new one
         await eventually(lambda: set(objects.clusters) == set("cdefg"))
+
+
+async def test_clusters_are_kept_if_another_fleet_is_published_in_their_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: the clusters of a wrong daemon counted, so that those of the right one were not most."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(publisher, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    for name in "abcdef":
+        world.fleet.engage(name)
+    async with world.publisher() as first:
+        await settled(first)
+    for name in "bcdef":
+        world.fleet.clusters.pop(name)
+    for name in "uvwxyz":
+        world.fleet.engage(name)
+    async with world.publisher() as second, world.reader() as objects:
+        await settled(second)
+        await eventually(lambda: "lacks 5 of 6 clusters" in "".join(world.reports))
+        for name in "ghijkl":
+            world.fleet.engage(name)
+        await eventually(lambda: set(objects.clusters) == set("abcdefghijkluvwxyz"))
+        reviewed, looks = asyncio.Event(), iter(range(3))
+        review = second._removals.review
+
+        def counted(*given: Any, **named: Any) -> Any:
+            confirmed = review(*given, **named)
+            if next(looks, None) is None:
+                reviewed.set()
+            return confirmed
+
+        monkeypatch.setattr(second._removals, "review", counted)
+        await reviewed.wait()
+        assert set(objects.clusters) == set("abcdefghijkluvwxyz")
+        assert second._removals.problem.startswith("the daemon's view lacks 5 of 6 clusters")
 
 
 @pytest.mark.parametrize("has_others", [False, True])
