@@ -86,6 +86,13 @@ def test_end_of_another_cluster_of_its_name_removes_no_kubeconfig_file(path: Pat
         assert (directory.uid("a"), directory.uid("b")) == ("u", "")
 
 
+def test_kubeconfig_file_whose_cluster_is_unknown_is_replaced_by_that_of_a_cluster_of_its_name(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a", uid=""), ended={})
+        directory.reconcile(wanted("a", "next", uid="u"), ended={})
+        assert (files(path), directory.uid("a")) == ({"a.kubeconfig": "next"}, "u")
+
+
 def test_missing_cluster_keeps_its_kubeconfig_file_until_it_is_disengaged(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), ended={})
@@ -96,11 +103,15 @@ def test_missing_cluster_keeps_its_kubeconfig_file_until_it_is_disengaged(path: 
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
 
 
-def test_file_of_a_cluster_that_was_replaced_between_two_runs_is_removed(path: Path):
+def test_file_of_a_cluster_that_was_replaced_between_two_runs_is_removed_once_it_is_known_to_have_ended(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a") | wanted("b"), ended={})
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a", None) | wanted("b", None, uid="next"), ended={})
+        for content in (None, "new"):
+            directory.reconcile(wanted("a", None) | wanted("b", content, uid="next"), ended={"b": "another"})
+            assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "k"}
+            assert directory.uid("b") == "u"
+        directory.reconcile(wanted("a", None) | wanted("b", None, uid="next"), ended={"a": "u", "b": "u"})
         assert list(files(path)) == index(path) == ["a.kubeconfig"], "a has the cluster of its file, and b has not"
         directory.reconcile(wanted("a", None) | wanted("b", "new", uid="next"), ended={})
     assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "new"}
@@ -143,7 +154,9 @@ def test_cluster_without_a_kubeconfig_has_no_kubeconfig_file(path: Path):
 def test_replaced_cluster_does_not_inherit_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), ended={})
-        directory.reconcile(wanted("a", None, uid="later"), ended={})
+        directory.reconcile(wanted("a", "later", uid="later"), ended={})
+        assert (files(path), directory.uid("a")) == ({"a.kubeconfig": "k"}, "u")
+        directory.reconcile(wanted("a", None, uid="later"), ended={"a": "u"})
         assert files(path) == {}
         directory.reconcile(wanted("a", "later", uid="later"), ended={})
     assert files(path) == {"a.kubeconfig": "later"}

@@ -54,6 +54,11 @@ def index(path: Path) -> list[dict[str, object]]:
     return json.loads((path / "index.json").read_text())["clusters"]
 
 
+def of_others(names: str, token: str | None = "other") -> list[pb.ClusterEvent]:
+    """Return events of other clusters of these names."""
+    return [engaged(messages.cluster(name, uid=f"other-{name}"), token=token) for name in names]
+
+
 def sync(daemon, path: Path, *arguments: str):
     """Run `sync` with SECOND_LOOK_S reduced to 0.1 s, and RECENT_S to 1 s."""
     site = path.parent / "site"
@@ -209,6 +214,87 @@ async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, pat
         while b"nothing is written" not in await process.stderr.readline():
             pass
     assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+@pytest.mark.parametrize("token", [None, "other"])
+async def test_sync_of_another_fleet_of_the_same_names_changes_nothing_without_accept_removals(daemon, path, token):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(snapshot("1", *of_others("abcd", token)))
+        _, err = await process.communicate()
+    assert (process.returncode, b"the daemon's view lacks all 3 clusters" in err) == (1, True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    async with sync(daemon, path, "--once", "--accept-removals") as process:
+        (await daemon.stream()).send(snapshot("1", *of_others("abcd")))
+        assert await process.wait() == 0
+    assert content(path) == dict.fromkeys("abcd", "other")
+
+
+async def test_sync_that_reconnects_to_another_fleet_of_the_same_names_changes_nothing(daemon, path):
+    async with sync(daemon, path) as process:
+        (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in "ab")))
+        await until(lambda: len(content(path)) == 2)
+        await daemon.stop()
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("9", *of_others("ab")))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+        assert content(path) == {"a": "a-1", "b": "b-1"}
+        await daemon.stop()
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-2") for name in "ab")))
+        await until(lambda: content(path) == {"a": "a-2", "b": "b-2"})
+
+
+async def test_sync_of_a_view_with_other_clusters_of_most_names_keeps_their_files(daemon, path):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(snapshot("1", *of_others("ab"), engaged("c", token="c-2")))
+        _, err = await process.communicate()
+    assert (process.returncode, b"lacks 2 of 3 clusters" in err) == (1, True)
+    assert content(path) == {"a": "a-1", "b": "b-1", "c": "c-2"}
+    assert [entry["uid"] for entry in index(path)] == ["uid-of-a", "uid-of-b", "uid-of-c"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--once",)])
+async def test_sync_replaces_the_file_of_a_cluster_that_was_replaced_while_it_was_down(daemon, path, arguments):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    async with sync(daemon, path, *arguments) as process:
+        (await daemon.stream()).send(
+            snapshot("1", *of_others("a"), engaged("b", token="b-2"), engaged("c", token="c-2"))
+        )
+        await until(lambda: content(path) == {"a": "other", "b": "b-2", "c": "c-2"})
+        if arguments:
+            assert await process.wait() == 0
+    assert index(path)[0]["uid"] == "other-a"
+
+
+async def test_sync_replaces_the_files_of_all_clusters_that_are_reported_as_replaced(daemon, path):
+    async with sync(daemon, path):
+        stream = await daemon.stream()
+        stream.send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in "abc")))
+        await until(lambda: len(content(path)) == 3)
+        replaced = [disengaged(name, pb.DISENGAGE_REASON_REPLACED) for name in "abc"]
+        stale = pb.SourceStatus(state=pb.SourceStatus.STATE_STALE)
+        stream.send(following("1", "2", *replaced, *of_others("ab"), *of_others("c", None), source=stale))
+        await until(lambda: content(path) == {"a": "other", "b": "other"})
+
+
+async def test_sync_keeps_the_files_of_clusters_that_it_loses_its_right_to_and_whose_names_others_get(daemon, path):
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in "abc")))
+        await until(lambda: len(content(path)) == 3)
+        revoked = [disengaged(name, pb.DISENGAGE_REASON_REVOKED) for name in "ab"]
+        stream.send(following("1", "2", *revoked, *of_others("ab"), renewed("c", "c-2")))
+        while b"lacks 2 of 3 clusters" not in await process.stderr.readline():
+            pass
+        stream.send(following("2", "3", *(engaged(name, token=f"{name}-1") for name in "defgh")))
+        await until(lambda: len(content(path)) == 8)
+        daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse() for _ in range(20)]
+        await until(lambda: not answers)  # each review takes one
+        assert {name: content(path)[name] for name in "abc"} == {"a": "a-1", "b": "b-1", "c": "c-2"}
 
 
 async def test_sync_that_starts_at_another_fleet_changes_nothing_also_before_its_source_is_streaming(daemon, path):

@@ -104,6 +104,10 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         """Return the UID of the cluster whose file this is; empty if it is not known."""
         return str((self._indexed or {}).get(name, {}).get("uid", ""))
 
+    def is_of_another(self, name: str, file: DesiredFile) -> bool:
+        """Return whether the present file of this name is that of another cluster than the desired one."""
+        return name in self._own and self.uid(name) not in ("", file.cluster.uid)
+
     def difference(self, group: str, only: str) -> str:
         """Return how the recorded group or filter differs from the given one; empty if neither does or no file
         exists."""
@@ -114,13 +118,18 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._fleet = group, only
 
     def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Mapping[str, str]) -> None:
-        """Write the files of desired clusters. Remove the files of ended or replaced clusters, and keep all others.
+        """Write the files of desired clusters. Remove the files of ended clusters, and keep all others.
 
-        `ended`: the UIDs of the ended clusters by name.
+        `ended`: the UIDs of the ended clusters by name. Only their files are replaced by those of other clusters.
         """
         self.skipped = {}
+        wanted = {
+            name: file
+            for name, file in desired.items()
+            if not self.is_of_another(name, file) or ended.get(name) == self.uid(name)
+        }
         to_write = {
-            name: file for name, file in desired.items() if file.kubeconfig is not None and self._may_write(name)
+            name: file for name, file in wanted.items() if file.kubeconfig is not None and self._may_write(name)
         }
         to_remove = {
             name for name, uid in ended.items() if name in self._own and name not in desired and uid == self.uid(name)
@@ -128,8 +137,8 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         # A replaced cluster whose kubeconfig has not arrived yet: the old cluster's file must not stay.
         to_remove |= {
             name for name, entry in (self._indexed or {}).items()
-            if name in self._own and name in desired and name not in to_write
-            and entry.get("uid") != desired[name].cluster.uid
+            if name in self._own and name in wanted and name not in to_write
+            and entry.get("uid") != wanted[name].cluster.uid
         }  # fmt: skip
         self._add_to_ledger(to_write)
         for name, file in to_write.items():
@@ -138,7 +147,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
                 document = render_kubeconfig(name, read_access(file.kubeconfig.kubeconfig))
                 atomic_files.replace(self._file(name), _json(document))
                 self._written[name] = file.cluster.uid, file.kubeconfig
-        self._write_index(desired, without=to_remove)
+        self._write_index(wanted, without=to_remove)
         self._remove(to_remove)
 
     def _claim_index(self) -> None:

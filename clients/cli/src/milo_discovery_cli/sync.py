@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from milo_discovery.client import DiscoveryClient
-    from milo_discovery.model import Kubeconfig
+    from milo_discovery.model import Cluster, Kubeconfig
     from milo_discovery.options import FilterOptions, WatchOptions
     from milo_discovery.watch import Watch
 
@@ -185,8 +185,7 @@ class _Synchronizer:
                         before = self._desired.get(item.cluster.name)
                         previous = None if before is None else before.kubeconfig
                         self._desired[item.cluster.name] = DesiredFile(item.cluster, item.kubeconfig or previous)
-                        self._ended.pop(item.cluster.name, None)
-                        self._guard.engaged(item.cluster.name, "")
+                        self._engaged(item.cluster)
                     case Refreshed():
                         continue
                     case Synced():
@@ -216,7 +215,9 @@ class _Synchronizer:
                 await self._review(client, watch, now)
             desired, is_reviewed = dict(self._desired), self._may_write
             ended = {
-                name: end for name, end in self._ended.items() if not end.waits or removals.is_followed(watch, name)
+                name: end
+                for name, end in self._ended.items()
+                if not end.waits or name in desired or removals.is_followed(watch, name)
             }
             try:
                 if is_reviewed:
@@ -241,7 +242,7 @@ class _Synchronizer:
                     raise CommandFailure("removals are held; see the message above")
                 if has_all and self._directory.skipped:
                     raise CommandFailure("some clusters have no file; see the messages above")
-                if has_all and self._guard.next_look_at(now) is None:
+                if has_all and self._guard.next_look_at(now) is None and not any(map(self._is_doubted, desired)):
                     done.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._review_at if self._has_view else None):
@@ -268,11 +269,11 @@ class _Synchronizer:
                 f"{self._directory.path} {difference}: check the daemon's address and the filter, choose another "
                 "--dir, or take the files over with --accept-removals"
             )
-        names = {name for name in self._directory.own - set(self._desired) if not self._is_ended(name)}
+        names = {name for name in self._directory.own if self._lacks(name) and not self._is_ended(name)}
         followed = [name for name in names if removals.is_followed(watch, name)]
         lookups = asyncio.Semaphore(_LOOKUPS)
         # Only in a shard group, because the daemon rate-limits failed lookups of callers with limited rights.
-        looked_up = followed if fleet[0] else []
+        looked_up = [name for name in followed if name not in self._desired] if fleet[0] else []
         elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
         if not self._has_view or self._review_at is not None:
             return  # the view changed during the lookups; it will be reviewed again
@@ -282,8 +283,8 @@ class _Synchronizer:
         for name in published - self._reviewed:
             self._guard.created(name)
         self._reviewed = published
-        lacked = names & published - self._desired.keys()
-        missing = [Removal(name, name, "", "") for name in followed if name in lacked]
+        lacked = {name for name in names & published if self._lacks(name)}
+        missing = [Removal(name, name, self._directory.uid(name), "") for name in followed if name in lacked]
         others = len(lacked) - len(missing)
         confirmed = self._guard.review(
             missing, self._guard.count(published), now, others=others, are_all_known=not others
@@ -302,8 +303,10 @@ class _Synchronizer:
     def _reconciled(self, ended: Mapping[str, _End], now: float) -> None:
         """Forget the clusters whose files were removed, and review those whose files were not."""
         self._ended = {name: end for name, end in self._ended.items() if ended.get(name) != end}
-        if not self._directory.own - self._desired.keys():
+        if not any(map(self._lacks, self._directory.own)):
             self._reviewed = set(self._directory.own)
+        if self._review_at is None and any(map(self._is_doubted, self._desired)):
+            self._review_at = now
         if self._review_at is None and (self._ended or ended.keys() & self._directory.own - self._desired.keys()):
             self._review_at = now + removals.SECOND_LOOK_S
 
@@ -311,10 +314,25 @@ class _Synchronizer:
         """Return whether the file of a cluster is to be removed: not that of another one of this name."""
         return name in self._ended and self._ended[name].uid == self._directory.uid(name)
 
+    def _lacks(self, name: str) -> bool:
+        """Return whether the cluster of a present file is not engaged, although another one of its name may be."""
+        return name not in self._desired or self._directory.is_of_another(name, self._desired[name])
+
+    def _is_doubted(self, name: str) -> bool:
+        """Return whether the file of a desired cluster is that of another one, which is not known to have ended."""
+        return self._lacks(name) and not self._is_ended(name)
+
+    def _engaged(self, cluster: Cluster) -> None:
+        """Have the file of an engaged cluster kept, but not that of another one of its name that has ended."""
+        if (end := self._ended.get(cluster.name)) is not None and end.uid in ("", cluster.uid):
+            del self._ended[cluster.name]
+        if not self._is_doubted(cluster.name):
+            self._guard.engaged(cluster.name, self._directory.uid(cluster.name))
+
     def _remove(self, names: Iterable[str]) -> None:
         """Have the present files of clusters removed, unless these have just been engaged."""
         for name in names:
-            if name not in self._desired:
+            if self._lacks(name):
                 self._ended[name] = _End(self._directory.uid(name), waits=False)
 
     def _report(self, problem: str) -> None:
