@@ -150,7 +150,7 @@ async def test_sync_limits_each_call_of_the_daemon(daemon, path, arguments):
         (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1")))
         await until(lambda: len(content(path)) == 1)
     assert daemon.deadlines_s[0] is not None
-    assert daemon.deadlines_s[0] <= 10
+    assert daemon.deadlines_s[0] < 11, "gRPC rounds 10 s up to the next 0.1 s"
 
 
 async def test_sync_with_another_filter_or_group_fails_and_removes_nothing(daemon, path):
