@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.instruments import CallMetrics
@@ -175,8 +174,8 @@ class Server:
         server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight), self._health.handlers()))
         if isinstance(listener.address, UnixSocket):
             # Only at Unix sockets, because their users are local and can read the proto file anyway.
-            servicer = reflection.ReflectionServicer((NAME, health.SERVICE_NAME, reflection.NAME))
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+            described = reflection.ReflectionService((NAME, health.SERVICE_NAME, reflection.NAME))
+            server.add_generic_rpc_handlers((described.handlers(),))
         return server
 
     def _listen(self, address: UnixSocket | TcpEndpoint) -> list[socket.socket]:

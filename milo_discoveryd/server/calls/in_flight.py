@@ -7,12 +7,15 @@ from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
 MAX_PER_OWNER = 100
 """Maximum number of calls in flight for each owner of authenticated connections. A call is in flight until it is
-answered or, if it opens a stream, until the stream is admitted."""
+answered or, if it opens a stream, until the stream is admitted; one of reflection until it ends."""
 MAX_CALLS = 1000
 """Maximum number of calls in flight at all listeners together. Each listener gets an equal share."""
 MAX_LARGE = 20
 """Maximum number of calls in flight with a large request, whose filter is kept in memory during the call."""
 LARGE_BYTES = 4096
+MAX_REFLECTIONS = 16
+"""Maximum number of calls of reflection. gRPC keeps a request and an answer of each, also of a client that reads
+nothing."""
 RETRY_S = 1.0
 
 
@@ -24,8 +27,9 @@ class InFlightCalls:
         self._listeners = listeners
         self._calls = _OwnedSlots()
         self._large = _OwnedSlots()
+        self._reflections = _OwnedSlots()
 
-    def slot(self, owners: Sequence[str], request_bytes: int = 0) -> "CallSlot":
+    def slot(self, owners: Sequence[str], request_bytes: int = 0, *, is_reflection: bool = False) -> "CallSlot":
         """Count a call for each of its owners, so that a certificate with more names gets no more calls.
 
         Raises TooManyCallsError.
@@ -33,6 +37,8 @@ class InFlightCalls:
         limits = {self._calls: MAX_CALLS}
         if request_bytes > LARGE_BYTES:
             limits[self._large] = MAX_LARGE
+        if is_reflection:
+            limits[self._reflections] = MAX_REFLECTIONS
         if not all(slots.has_room(owners, max(1, limit // self._listeners)) for slots, limit in limits.items()):
             message = "too many calls in flight from this caller or from all callers; retry after some have ended"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)

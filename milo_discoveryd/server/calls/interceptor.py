@@ -3,8 +3,8 @@ reflection."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -23,6 +23,7 @@ from milo_discoveryd.server.calls.grpc_errors import (
     TooManyCallsError,
     TooManyReviewsError,
     UnauthenticatedError,
+    UnavailableError,
     error_status,
     internal_error,
 )
@@ -32,7 +33,10 @@ from milo_discoveryd.server.calls.verification import verified
 from milo_discoveryd.server.paced_audit import PacedAudit
 
 ABORT_S = 5.0
-_HEALTH_REQUEST_BYTES = 1024
+REFLECTION_S = 30.0
+"""How long a call of reflection may last: its token needs no other review. Clients ask all that they need at once."""
+_REQUEST_BYTES = 1024
+"""Maximum size of a request of a watch of health, which keeps it, and of reflection, whose answer repeats it."""
 _UNKNOWN_SERVICE = "unknown"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in grpc's type stubs
@@ -178,7 +182,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method.rpartition("/")[2]
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._streaming_both_ways(method, handler.stream_stream),
+                self._reflecting(method, handler.stream_stream),
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
@@ -191,29 +195,48 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 check = CheckedService(request.service, admitted, self._prefix[1:])
                 if not is_stream:
                     return await call(check, context)
-                if size > _HEALTH_REQUEST_BYTES:  # the call keeps the request
+                if size > _REQUEST_BYTES:
                     raise InvalidRequestError("service", "longer than any service name")
                 async with verified(self._authenticator, admitted.caller, context):
                     return await call(check, context)
 
         return guarded
 
-    def _streaming_both_ways(self, method: str, call: Any) -> Any:
-        async def guarded(requests: Any, context: Any) -> Any:
+    def _reflecting(self, method: str, call: Any) -> Any:
+        async def admitted(messages: Any, context: Any) -> None:
+            async with (
+                self._admitted(method, context, is_reflection=True) as caller,
+                aclosing(_permitted(messages, caller)) as requests,
+            ):
+                try:
+                    async with asyncio.timeout(REFLECTION_S):
+                        await call(requests, context)
+                except TimeoutError:
+                    message = f"reflection took longer than {REFLECTION_S:g} s; call again"
+                    raise UnavailableError("REFLECTION_ENDED", message, retry_after_s=0) from None
+
+        async def guarded(messages: Any, context: Any) -> None:
             try:
-                async with self._admitted(method, context, is_stream=True):
-                    async for answer in call(requests, context):
-                        yield answer
+                await admitted(messages, context)
             except CallError as error:
-                await self._refusals.answer(method, context, error)
+                await self._refusals.answer(method, context, error, is_stream=True)
+            except grpc.aio.InternalError:
+                raise _disconnected() from None
 
         return guarded
 
     @asynccontextmanager
     async def _admitted(
-        self, method: str, context: Any, *, is_stream: bool, request_bytes: int = 0
+        self,
+        method: str,
+        context: Any,
+        *,
+        is_stream: bool = False,
+        request_bytes: int = 0,
+        is_reflection: bool = False,
     ) -> AsyncIterator[CallContext]:
-        with self._in_flight.slot(self._authenticator.origin(context).owners, request_bytes) as slot:
+        owners = self._authenticator.origin(context).owners
+        with self._in_flight.slot(owners, request_bytes, is_reflection=is_reflection) as slot:
             caller = await self._authenticator.identify(context)
             async with self._access.authorize(caller, method) as call:
                 if not is_stream:
@@ -222,6 +245,17 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 with call.stream_slot():
                     slot.release()
                     yield call
+
+
+async def _permitted(messages: Any, call: CallContext) -> AsyncGenerator[Any, None]:
+    """Yield the requests of reflection while the caller may call. Raises CallError."""
+    # Closed, because gRPC's iterator refers to itself, and to its last message.
+    async with aclosing(aiter(messages)) as iterator:
+        async for request in iterator:
+            call.require_rule()
+            if request.ByteSize() > _REQUEST_BYTES:
+                raise InvalidRequestError("request", f"more than {_REQUEST_BYTES} bytes")
+            yield request
 
 
 def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":

@@ -4,27 +4,39 @@ The servicer of grpcio-reflection copies each file descriptor into a message of 
 `FileDescriptor.serialized_pb` contains the same bytes without the copy.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+
+from milo_discoveryd.server.calls.handlers import ResponseWriter
+from milo_discoveryd.server.calls.rpc_context import RpcContext
 
 NAME = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 
 
-class ReflectionServicer(reflection_pb2_grpc.ServerReflectionServicer):  # type: ignore[misc]  # has no type hints
+class ReflectionService:
+    """The descriptions of services, for calls that `AccessInterceptor` has admitted."""
+
     def __init__(self, services: Iterable[str]) -> None:
         self._services = sorted(services)
         self._pool = descriptor_pool.Default()
 
-    async def ServerReflectionInfo(self, request_iterator: AsyncIterable[Any], context: object) -> AsyncIterator[Any]:  # noqa: N802
-        async for request in request_iterator:
-            yield self._response(request)
+    def handlers(self) -> grpc.GenericRpcHandler:
+        reflect: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(
+            self._reflect, request_deserializer=reflection_pb2.ServerReflectionRequest.FromString
+        )
+        return grpc.method_handlers_generic_handler(NAME, {"ServerReflectionInfo": reflect})
 
-    def _response(self, request: Any) -> Any:
+    async def _reflect(self, requests: AsyncIterable[Any], context: RpcContext) -> None:
+        write = ResponseWriter(context).write
+        async for request in requests:
+            await write(self.response(request).SerializeToString())
+
+    def response(self, request: Any) -> Any:
         try:
             match request.WhichOneof("message_request"):
                 case "list_services":

@@ -69,14 +69,17 @@ class ArrivalInterceptor(grpc.aio.ServerInterceptor):
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
-        if handler.response_streaming:
-            call, serializer = handler.unary_stream, handler.response_serializer
+        if handler is None:
+            return None
+        method, serializer = handler_call_details.method, handler.response_serializer
+        if handler.request_streaming:  # reflection
+            call = handler.stream_stream
+        elif handler.response_streaming:
+            call = self._after_arrival(method, handler.unary_stream)
         else:
-            call, serializer = self._answering(handler.unary_unary, handler.response_serializer), None
+            call, serializer = self._after_arrival(method, self._answering(handler.unary_unary, serializer)), None
         return grpc.stream_stream_rpc_method_handler(
-            self._after_arrival(handler_call_details.method, call),
+            self._taken(call),
             request_deserializer=handler.request_deserializer,
             response_serializer=serializer,
         )
@@ -99,10 +102,13 @@ class ArrivalInterceptor(grpc.aio.ServerInterceptor):
                 return None
             return await call(request, context)
 
+        return answered
+
+    def _taken(self, call: Any) -> Callable[[Any, Any], Any]:
         async def called(messages: Any, context: Any) -> Any:
             self._refusals.authenticator.taken(context)
             try:
-                return await answered(messages, context)
+                return await call(messages, context)
             except grpc.aio.AbortError as aborted:
                 # gRPC keeps the error in the state of the call. Its frames have that state and the request, which would
                 # stay until the garbage collector finds the cycle, with a megabyte for each large filter.

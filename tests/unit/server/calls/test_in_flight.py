@@ -3,7 +3,14 @@
 import pytest
 
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
-from milo_discoveryd.server.calls.in_flight import LARGE_BYTES, MAX_CALLS, MAX_LARGE, MAX_PER_OWNER, InFlightCalls
+from milo_discoveryd.server.calls.in_flight import (
+    LARGE_BYTES,
+    MAX_CALLS,
+    MAX_LARGE,
+    MAX_PER_OWNER,
+    MAX_REFLECTIONS,
+    InFlightCalls,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +72,15 @@ def test_calls_with_large_requests_have_a_lower_limit() -> None:
         calls.slot(owners, LARGE_BYTES).release()
     large[0].release()
     calls.slot((), LARGE_BYTES + 1)
+
+
+def test_calls_of_reflection_have_a_lower_limit() -> None:
+    calls = InFlightCalls()
+    slots = [calls.slot(["uid 1"], is_reflection=True) for _ in range(MAX_REFLECTIONS // 2)]
+    with pytest.raises(TooManyCallsError):
+        calls.slot(["uid 1"], is_reflection=True)
+    calls.slot(["uid 1"])
+    calls.slot(["uid 2"], is_reflection=True)
+    slots[0].release()
+    slots[1].release()
+    calls.slot(["uid 1"], is_reflection=True)

@@ -8,7 +8,7 @@ from google.protobuf import descriptor_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from milo_discovery.v1 import discovery_pb2
-from milo_discoveryd.server.calls.reflection import NAME, ReflectionServicer
+from milo_discoveryd.server.calls.reflection import NAME, ReflectionService
 
 REQUEST = reflection_pb2.ServerReflectionRequest
 EXTENSION = reflection_pb2.ExtensionRequest
@@ -31,9 +31,7 @@ REQUESTS = {
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 async def test_reflection_response_equals_that_of_grpcio_reflection(request_: Any) -> None:
     services = (SERVICE, NAME)
-    (response,) = [
-        answer async for answer in ReflectionServicer(services).ServerReflectionInfo(_stream(request_), None)
-    ]
+    response = ReflectionService(services).response(request_)
     peer = reflection.aio.ReflectionServicer(services)
     (expected,) = [answer async for answer in peer.ServerReflectionInfo(_stream(request_), None)]
     assert _comparable(response) == _comparable(expected)
