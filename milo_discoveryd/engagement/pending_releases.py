@@ -127,8 +127,9 @@ class _Subscriber(msgspec.Struct):
         return self.may_keep_others and any(stream.keeps_others for stream in self.shown)
 
     @property
-    def is_waiting(self) -> bool:
-        return self.keeps_others and any(stream.is_waiting for stream in self.streams)
+    def is_renewed(self) -> bool:
+        """Whether its ownership is renewed for as long as it waits for a source."""
+        return any(stream.is_waiting for stream in self.streams) and not self.is_catching_up
 
     @property
     def drains_per_step(self) -> int:
@@ -239,11 +240,14 @@ class PendingReleases:
             subscriber.may_keep_others = subscriber.keeps_others and now < subscriber.kept_at + OWNED_S
             subscription.keeps_others = subscriber.may_keep_others
         else:
-            subscriber.kept_at = now  # the other stream may be dead
+            if subscriber.is_told:  # its renewals were not recorded, and the other stream may be dead
+                subscriber.may_keep_others = subscriber.keeps_others or now < self.began_at + OWNED_S
+                subscriber.owned_at = subscriber.kept_at = now
             subscription.keeps_others = subscriber.keeps_others
         if (ended := subscriber.ended) is not None and ended.view.fingerprint == subscription.view.fingerprint:
             subscriber.ended = None
-        subscriber.owned_at = now  # perhaps it was renewed without a name
+        if not subscriber.streams:
+            subscriber.owned_at = now  # perhaps it was renewed without a name
         before = subscriber.last.view
         subscriber.streams.append(subscription)
         if self.is_sharded:
@@ -317,9 +321,10 @@ class PendingReleases:
             self._recall(key)
         last = Subscription(key, forgotten.last.label, view, keeps_others=True)
         self._subscribers[key] = _Subscriber([], last, now, max(one.owned_at for one in represented))
-        keeping = [one.kept_at for one in represented if one.keeps_others]
-        if keeping:
-            self._subscribers[key].may_keep_others, self._subscribers[key].kept_at = True, max(keeping)
+        if keeping := [one for one in represented if one.keeps_others]:
+            both = self._subscribers[key]
+            both.may_keep_others, both.kept_at = True, max(one.kept_at for one in keeping)
+            both.told_by = min(one.told_by for one in keeping)
         self._limit_steps()
         gone = self._gone.setdefault(key.caller, {})
         gone[key] = 0
@@ -334,6 +339,7 @@ class PendingReleases:
         if forgotten.keeps_others and now < forgotten.kept_at + OWNED_S:
             subscription.keeps_others = subscriber.may_keep_others = True
             subscriber.kept_at = now if now < self.began_at + OWNED_S else forgotten.kept_at
+            subscriber.told_by = forgotten.told_by
 
     def await_sources(self, subscription: Subscription, *, keeps_others: bool, is_waiting: bool) -> None:
         """Record what a stream waits for: see `Subscription.is_waiting`. Until it is current, its subscriber keeps
@@ -399,7 +405,7 @@ class PendingReleases:
         if subscriber.is_catching_up and subscriber.keeps_others:
             # No cluster moves, but for no longer than its client may take to read what a large fleet has.
             subscriber.told_by = min(subscriber.told_by, now + OWNED_S)
-            if now >= subscriber.told_by:
+            if now >= min(subscriber.told_by, subscriber.kept_at + OWNED_S):
                 return False
         elif subscriber.is_catching_up and self.unreached(now):
             return False
@@ -411,7 +417,7 @@ class PendingReleases:
         """Return whether a subscriber may work in clusters that ended, or that other members own now, without a message
         to it: of an earlier run, or that ended while it waited for a source."""
         others = chain(self._behind.values(), self._without_stream().values())
-        return any(one.keeps_others and (one.is_waiting or one.kept_at + OWNED_S > now) for one in others)
+        return any(one.keeps_others and (one.is_renewed or one.kept_at + OWNED_S > now) for one in others)
 
     def note_unreached(self, cluster: Cluster, now: float) -> None:
         """Record the end of a cluster that subscribers without a stream are not told."""

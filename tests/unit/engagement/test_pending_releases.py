@@ -379,8 +379,8 @@ def test_nothing_moves_after_a_stream_broke_that_waited_for_a_source_until_its_s
     """Found by an audit: once the source was listed, what the subscriber worked in was engaged elsewhere."""
     releases = sharded()
     of = waiting(releases)
-    shown(releases, of)
     assert releases.may_renew(ONE, 50.0)
+    shown(releases, of)
     releases.close(of, 55.0)
     assert releases.may_keep_others(49.9 + OWNED_S)
     assert not releases.may_keep_others(50.0 + OWNED_S)
@@ -409,7 +409,9 @@ def test_subscriber_that_has_stopped_before_it_connects_keeps_nothing() -> None:
 def test_client_that_does_not_read_what_it_has_to_be_told_is_not_renewed_for_ever() -> None:
     """Found by an audit: as long as a stream was not read, its member acknowledged no view."""
     releases = sharded()
-    shown(releases, of := waiting(releases))
+    of = waiting(releases)
+    assert releases.may_renew(ONE, 100.0)
+    shown(releases, of)
     assert releases.may_renew(ONE, 100.0)
     assert releases.may_renew(ONE, 99.9 + OWNED_S)
     assert not releases.may_renew(ONE, 100.0 + OWNED_S)
@@ -426,6 +428,67 @@ def test_client_that_connects_again_and_again_without_reading_is_not_renewed_for
         shown(releases, of := waiting(releases, at))
         assert releases.may_renew(ONE, at) is (at < OWNED_S)
         releases.close(of, at + 20.0)
+    assert releases.may_keep_others(29.9 + OWNED_S)
+    assert not releases.may_keep_others(30.0 + OWNED_S)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_client_that_opens_one_more_stream_again_and_again_keeps_nothing_longer(*, is_read: bool) -> None:
+    """Found by a reader: each one more, unread, let its member acknowledge no view."""
+    releases = sharded()
+    if is_read:
+        finish(releases.open(stream(), 0.0))
+    for at in range(0, 120, 5):
+        of = waiting(releases, float(at))
+        shown(releases, of)
+        releases.may_renew(ONE, float(at))
+        if is_read:
+            releases.close(of, float(at))
+    assert not releases.may_keep_others(120.0)
+    waiting(releases, 120.0)
+    assert not releases.may_keep_others(120.0)
+    assert releases.may_renew(ONE, 120.0) is is_read
+
+
+def test_one_more_stream_extends_what_a_subscriber_may_work_in_only_if_it_was_told_before() -> None:
+    releases = sharded()
+    for at in (0.0, 20.0):
+        finish(releases.open(stream(is_current=False), at))
+    releases.note_unreached(cluster("a"), 21.0)
+    assert [*releases.unreached(OWNED_S - 0.1)] == ["a"]
+    assert not releases.unreached(OWNED_S)
+
+
+def test_subscriber_that_keeps_clusters_of_an_earlier_run_is_not_renewed_after_it_has_stopped_until_it_is_told() -> (
+    None
+):
+    releases = sharded()
+    shown(releases, of := waiting(releases))
+    assert not releases.may_renew(ONE, OWNED_S)
+    releases.note_current(of)
+    assert releases.may_renew(ONE, OWNED_S)
+
+
+def test_client_that_is_told_by_its_stream_is_renewed_beside_another_one_that_is_dead() -> None:
+    releases = sharded()
+    of = waiting(releases)
+    shown(releases, of)
+    releases.note_current(of)
+    shown(releases, of)
+    waiting(releases, 50.0)
+    for at in (50.0, 60.0, 200.0):
+        assert releases.may_renew(ONE, at)
+        assert not releases.may_keep_others(at)
+
+
+def test_client_that_is_forgotten_early_again_and_again_is_not_renewed_for_ever() -> None:
+    releases = sharded()
+    for at in (0.0, 20.0, 30.0, 40.0, 60.0):
+        shown(releases, of := waiting(releases, at))
+        assert releases.may_renew(ONE, at) is (at < OWNED_S)
+        of.filter_bytes = REMEMBERED_FILTER_BYTES + 1
+        releases.close(of, at)
+        assert not releases.knows(ONE)
     assert releases.may_keep_others(29.9 + OWNED_S)
     assert not releases.may_keep_others(30.0 + OWNED_S)
 
@@ -579,6 +642,7 @@ def test_second_stream_keeps_what_the_subscriber_keeps_also_if_the_first_one_end
     """Found by a reader: for as long as it waited for its turn, a view could be acknowledged."""
     releases = sharded()
     of = waiting(releases)
+    assert releases.may_renew(ONE, 50.0)
     finish(releases.open(stream(is_current=False), 50.0))
     releases.close(of, 51.0)
     assert releases.may_keep_others(49.9 + OWNED_S)
