@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 
@@ -229,17 +229,25 @@ class ObjectCollection:
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
         """Names and UIDs of a few objects that should exist. A server that has none of them counts as a different
-        server. Several objects are used, because the deletion of a single one may have been missed.
+        server. Several objects are used, because the deletion of a single one may have been missed. Each is drawn:
+        a tenant that deletes its objects in the order of the list would delete the first ones before they are read.
         """
         known = self._references.objects
-        if len(known) == REFERENCE_OBJECTS and all(map(self._should_exist, known)):
+        found = tuple(filter(self._should_exist, known))
+        if len(found) == REFERENCE_OBJECTS:
             return known
         state = self.store.applied, self.pending_deletions.doubted.reinstated
         if self._references.exhausted == state:
-            return tuple(filter(self._should_exist, known))
-        found = tuple(islice(filter(self._should_exist, self.store.present()), REFERENCE_OBJECTS))
+            return found
+        while len(found) < REFERENCE_OBJECTS and (drawn := self._drawn_reference(found)) is not None:
+            found = *found, drawn
         self._references = References(found, state if len(found) < REFERENCE_OBJECTS else None)
         return found
+
+    def _drawn_reference(self, others: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
+        place = int(self.pending_deletions.jitter() * self.store.present_count)
+        present = chain(islice(self.store.present(), place, None), islice(self.store.present(), place))
+        return next((each for each in present if self._should_exist(each) and each not in others), None)
 
     def _should_exist(self, present: tuple[str, str]) -> bool:
         name, uid = present
@@ -461,9 +469,10 @@ class ObjectCollection:
         for place, (name, uid) in enumerate(judged, first):
             match verdict:
                 case Verdict.CONFIRM:
-                    self.pending_deletions.add(name, uid, now)
+                    self.pending_deletions.add(name, uid, now, tenant=self.store.owner(name))
                 case Verdict.CONFIRM_AT_RATE:
-                    self.pending_deletions.add(name, uid, now, confirm_at=now + place / self._limits.per_second)
+                    confirm_at, tenant = now + place / self._limits.per_second, self.store.owner(name)
+                    self.pending_deletions.add(name, uid, now, tenant=tenant, confirm_at=confirm_at)
                 case _:
                     self.pending_deletions.hold(name, uid, now, message, until_accepted=is_final)
 
@@ -509,5 +518,5 @@ class ObjectCollection:
         if not self._keys.can_be_read(name):
             # An object with an invalid name cannot be read, and was never engaged: no subscriber knows it.
             return self.store.apply_read(ConfirmedDeletion(name, uid))
-        self.pending_deletions.add(name, uid, now.steady)
+        self.pending_deletions.add(name, uid, now.steady, tenant=self.store.owner(name))
         return []

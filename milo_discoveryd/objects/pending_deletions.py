@@ -63,6 +63,8 @@ class _PendingDeletion(msgspec.Struct):
     uid: str
     since: float
     ticket: int
+    tenant: str = ""
+    """Empty if it is not known."""
     requested_at: float = 0.0
     failures: int = 0
     problem: str = ""
@@ -124,23 +126,96 @@ _HANGING = 10
 _SKIPPED_KEPT = 100
 
 
+class _Turns:
+    """The deletions whose first read is due, or will be at a set time. Tenants take turns: a round has one read of
+    each, since one tenant can delete more objects than are read in the same time. Objects without a known tenant share
+    the turns of one.
+
+    The newest report is first among those of a tenant, and among the tenants of a round: hundreds of older reads may
+    hang.
+    """
+
+    def __init__(self) -> None:
+        self.later: list[_Entry] = []
+        """A heap of deletions by the set time of the read."""
+        self._waiting: dict[str, list[tuple[int, str]]] = {}
+        """The tickets and names of the deletions of each tenant, the newest last."""
+        self._turns: list[tuple[int, int, str]] = []
+        """A heap with the round of each of these tenants, the negative ticket of its newest deletion then, and its
+        name."""
+        self._round = 0
+        self._served: set[str] = set()
+        """The tenants that had a read in this round."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def next_at(self) -> float:
+        """When the next read is due; infinite if there is none."""
+        if self._turns:
+            return -math.inf
+        return self.later[0][0] if self.later else math.inf
+
+    @property
+    def first(self) -> tuple[int, str] | None:
+        return self._waiting[self._turns[0][-1]][-1] if self._turns else None
+
+    def push(self, tenant: str, ticket: int, name: str) -> None:
+        waiting = self._waiting.setdefault(tenant, [])
+        waiting.append((ticket, name))
+        self._count += 1
+        if len(waiting) == 1:
+            self._queue(tenant)
+
+    def pop(self, *, is_sent: bool) -> None:
+        """Remove the first deletion. If its read is not sent, its tenant keeps the turn."""
+        its_round, _, tenant = heapq.heappop(self._turns)
+        self._waiting[tenant].pop()
+        self._count -= 1
+        if is_sent:
+            if its_round > self._round:
+                self._round = its_round
+                self._served.clear()
+            self._served.add(tenant)
+        if self._waiting[tenant]:
+            self._queue(tenant)
+        else:
+            del self._waiting[tenant]
+        if not self._turns:
+            self._served.clear()
+
+    def keep(self, is_pending: Callable[[int, str], bool]) -> None:
+        """Remove the deletions that are not pending."""
+        for tenant, waiting in [*self._waiting.items()]:
+            waiting[:] = [entry for entry in waiting if is_pending(*entry)]
+            if not waiting:
+                del self._waiting[tenant]
+        self._turns = [turn for turn in self._turns if turn[-1] in self._waiting]
+        heapq.heapify(self._turns)
+        self._count = sum(map(len, self._waiting.values()))
+
+    def _queue(self, tenant: str) -> None:
+        ticket, _ = self._waiting[tenant][-1]
+        heapq.heappush(self._turns, (self._round + (tenant in self._served), -ticket, tenant))
+
+
 class PendingDeletions:
     """The deletions that await confirmation. Reads are repeated until they are conclusive, `concurrency` at a time.
 
-    Reads that hang do not delay the others: the newest report is confirmed first, a read that hangs occupies no slot,
-    and retries use at most half of the concurrency. After a refusal all reads wait, and then one read at a time is sent
-    until the server answers again.
+    Reads that hang do not delay the others: a tenant's newest report is confirmed first, a read that hangs occupies no
+    slot, and retries use at most half of the concurrency. After a refusal all reads wait, and then one read at a time
+    is sent until the server answers again.
     """
 
     def __init__(self, jitter: Callable[[], float], concurrency: int = 20, backoff: Backoff | None = None) -> None:
-        self._jitter = jitter
+        self.jitter = jitter
         self._concurrency = concurrency
         self._backoff = backoff or Backoff()
         self.doubted = DoubtedObjects()
         """The deletions that await confirmation, and the refuted ones that are to be checked again, by name."""
-        self._due: list[_Entry] = []
-        """A heap by the time of the next read. For a read that is due at once, the time is the negative ticket, so that
-        the newest such read is first."""
+        self._due = _Turns()
         self._retries_due: list[_Entry] = []
         """A heap of deletions whose reads failed, by the time of the retry."""
         self._retries_ready: list[_Entry] = []
@@ -170,16 +245,19 @@ class PendingDeletions:
         """How many deletions are held until an administrator accepts them, by when they were first reported."""
         return self.doubted.until_accepted
 
-    def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
+    def add(self, name: str, uid: str, now: float, *, tenant: str = "", confirm_at: float | None = None) -> None:
         """Schedule the confirmation of a deletion: now, or at `confirm_at` if it is one of many that are released."""
         former, is_released = self._awaiting(name), confirm_at is not None
         if former is not None and former.uid == uid and not former.is_held:
             former.is_released = is_released
             return
         pending = self._new(name, uid, now)
-        pending.is_released = is_released
+        pending.tenant, pending.is_released = tenant, is_released
         self.doubted.put(name, pending)
-        self._push(self._due, -pending.ticket if confirm_at is None else confirm_at, pending.ticket, name)
+        if confirm_at is None:
+            self._push_first(pending, name)
+        else:
+            self._push(self._due.later, confirm_at, pending.ticket, name)
 
     def hold(self, name: str, uid: str, now: float, message: str, *, until_accepted: bool = False) -> None:
         """Keep a deletion unconfirmed until `add` is called again. The result of a read in flight is ignored."""
@@ -259,30 +337,43 @@ class PendingDeletions:
     def take_due(self, now: float) -> list[ConfirmationRequest]:
         """Return the requests to send now. The result of each must be passed to `resolve`."""
         due: list[ConfirmationRequest] = []
-        while self._retries_due and self._retries_due[0][0] <= now:
-            _, _, ticket, name = heapq.heappop(self._retries_due)
-            if self._is_pending(ticket, name):
-                order = (self.doubted[name].failures, -ticket)
-                self._push(self._retries_ready, -math.inf, ticket, name, order)
-        for queue, is_retry in self._queues():
-            while queue and queue[0][0] <= now:
-                _, _, ticket, name = queue[0]
-                pending = self.doubted.get(name)
-                if pending is not None and pending.ticket == ticket:
-                    if not self._has_slot(now, is_retry=is_retry):
-                        break
-                    self._in_flight[ticket] = now, is_retry
-                    pending.requested_at = now
-                    due.append(ConfirmationRequest(name, ticket, pending.is_refuted))
-                heapq.heappop(queue)
+        for name, pending in self._pop_until(now, self._due.later):
+            self._push_first(pending, name)
+        for name, pending in self._pop_until(now, self._retries_due):
+            order = (pending.failures, -pending.ticket)
+            self._push(self._retries_ready, -math.inf, pending.ticket, name, order)
+        self._take_retries(self._retries_ready, now, due)  # before new reports, which may be more than can be read
+        while (first := self._due.first) is not None:
+            is_pending = self._is_pending(*first)
+            if is_pending and not self._has_slot(now, is_retry=False):
+                break
+            self._due.pop(is_sent=is_pending)
+            if is_pending:
+                due.append(self._request(*first, now, is_retry=False))
+        if not self.defers_rechecks:
+            self._take_retries(self._rechecks_due, now, due)
         return due
 
-    def _queues(self) -> Iterator[tuple[list[_Entry], bool]]:
-        """Yield each queue from which requests may be sent, and whether these are retries."""
-        yield self._due, False
-        yield self._retries_ready, True
-        if not self.defers_rechecks:
-            yield self._rechecks_due, True
+    def _take_retries(self, queue: list[_Entry], now: float, due: list[ConfirmationRequest]) -> None:
+        while queue and queue[0][0] <= now:
+            _, _, ticket, name = queue[0]
+            if self._is_pending(ticket, name):
+                if not self._has_slot(now, is_retry=True):
+                    return
+                due.append(self._request(ticket, name, now, is_retry=True))
+            heapq.heappop(queue)
+
+    def _pop_until(self, now: float, queue: list[_Entry]) -> Iterator[tuple[str, _PendingDeletion]]:
+        while queue and queue[0][0] <= now:
+            _, _, ticket, name = heapq.heappop(queue)
+            if self._is_pending(ticket, name):
+                yield name, self.doubted[name]
+
+    def _request(self, ticket: int, name: str, now: float, *, is_retry: bool) -> ConfirmationRequest:
+        pending = self.doubted[name]
+        self._in_flight[ticket] = now, is_retry
+        pending.requested_at = now
+        return ConfirmationRequest(name, ticket, pending.is_refuted)
 
     def _has_slot(self, now: float, *, is_retry: bool) -> bool:
         slot_at = self._slot_at(is_retry=is_retry)
@@ -304,10 +395,12 @@ class PendingDeletions:
     @property
     def next_at(self) -> float | None:
         """When `take_due` will return a request, if nothing else happens."""
+        queues = self._retries_ready, self._retries_due, [] if self.defers_rechecks else self._rechecks_due
+        retries = min((queue[0][0] for queue in queues if queue), default=math.inf)
         due = [
-            max(queue[0][0], slot_at)
-            for queue, is_retry in (*self._queues(), (self._retries_due, True))
-            if queue and (slot_at := self._slot_at(is_retry=is_retry)) is not None
+            max(at, slot_at)
+            for at, is_retry in ((self._due.next_at, False), (retries, True))
+            if at < math.inf and (slot_at := self._slot_at(is_retry=is_retry)) is not None
         ]
         return min(due, default=None)
 
@@ -343,10 +436,15 @@ class PendingDeletions:
     def _try_again(self, name: str, pending: _PendingDeletion, backoff: Backoff, now: float) -> None:
         pending.failures += 1
         # Subtract the time that the request took.
-        wait_s = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
-        confirm_at = now + max(wait_s, backoff.delay(1, self._jitter))
+        wait_s = backoff.delay(pending.failures, self.jitter) - (now - pending.requested_at)
+        confirm_at = now + max(wait_s, backoff.delay(1, self.jitter))
         queue = self._rechecks_due if pending.is_refuted else self._retries_due
         self._push(queue, confirm_at, pending.ticket, name)
+
+    def _push_first(self, pending: _PendingDeletion, name: str) -> None:
+        self._due.push(pending.tenant, pending.ticket, name)
+        if len(self._due) > 2 * len(self.doubted) + _SKIPPED_KEPT:
+            self._due.keep(self._is_pending)
 
     def _push(self, queue: list[_Entry], at: float, ticket: int, name: str, order: tuple[int, ...] = ()) -> None:
         heapq.heappush(queue, (at, order, ticket, name))
@@ -365,7 +463,7 @@ class PendingDeletions:
         elif result.is_refusal:
             if now >= self._paused_until:  # count refusals of concurrent reads once
                 self._refusals += 1
-            delay = self._backoff.delay(self._refusals, self._jitter)
+            delay = self._backoff.delay(self._refusals, self.jitter)
             if result.retry_after_s is not None:
                 low, high = _RETRY_AFTER_BOUNDS_S
                 delay = max(delay, min(high, max(low, result.retry_after_s)))

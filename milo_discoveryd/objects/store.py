@@ -493,6 +493,11 @@ class ObjectStore:
         record = self._records.get(name)
         return record is not None and record.is_terminating
 
+    def owner(self, name: str) -> str:
+        """Return `ObjectRecord.owner`; empty for an unknown object."""
+        record = self._records.get(name)
+        return "" if record is None else record.owner
+
     # --- comparisons ---
 
     def sharing_content(self, listed: ObservedObject) -> ObservedObject:

@@ -193,11 +193,18 @@ def test_reference_objects_are_three_existing_objects_without_pending_deletion()
     source.take(DeletionReported("b", "uid-b"))
     assert source.collection.reference_objects == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
     source.take(ObjectChanged(ready("a", "7", uid="another")))
-    assert source.collection.reference_objects == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
+    assert source.collection.reference_objects == (("c", "uid-c"), ("d", "uid-d"), ("a", "another"))
     source.take(
         DeletionReported("c", "uid-c"), DeletionReported("d", "uid-d"), ObjectChanged(outside("a", "8", uid="another"))
     )
     assert source.collection.reference_objects == (("e", "uid-e"),)
+
+
+def test_reference_objects_are_drawn() -> None:
+    """A tenant may be deleting the first objects of the list, or the last ones."""
+    source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcde"))
+    source.pending_deletions.jitter = iter((0.6, 0.9, 0.9)).__next__
+    assert source.collection.reference_objects == (("d", "uid-d"), ("e", "uid-e"), ("a", "uid-a"))
 
 
 def test_reference_objects_are_unavailable_if_all_objects_are_missing() -> None:
@@ -219,7 +226,7 @@ def test_fleet_that_is_removed_is_searched_once_for_reference_objects(monkeypatc
     for request in source.due_requests():
         assert source.collection.reference_objects == (("f", "uid-f"),)
         source.resolve(request, Absent())
-    assert len(searches) == 1
+    assert len(searches) == 4, "two draws, each from a drawn place to the end and from the start to that place"
     source.take(ObjectChanged(ready("g", "7", uid="uid-g")))
     assert source.collection.reference_objects == (("f", "uid-f"), ("g", "uid-g"))
     source.take(DeletionReported("f", "uid-f"))

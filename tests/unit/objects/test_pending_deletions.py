@@ -409,5 +409,85 @@ def test_deletions_that_are_refuted_while_reads_hang_leave_nothing() -> None:
     assert len(of._due) < 1000
     for number in range(300):
         of.discard(f"hanging-{number}")
-    of.add("flapping", "u", 100.0, confirm_at=101.0)
+    of.add("flapping", "u", 100.0)
     assert len(of._due) == 1
+
+
+def test_tenants_take_turns_and_the_newest_report_of_each_is_first() -> None:
+    pending = pending_deletions(concurrency=3)
+    for number in range(4):
+        pending.add(f"many-{number}", "u", 0.0, tenant="many")
+    pending.add("other-0", "u", 0.0, tenant="other")
+    pending.add("other-1", "u", 0.0, tenant="other")
+    pending.add("unknown", "u", 0.0)
+    read = list[str]()
+    while requests := pending.take_due(0.0):
+        read += [request.name for request in requests]
+        for request in requests:
+            pending.resolve(request, Absent(), 0.0)
+    assert read == ["unknown", "other-1", "many-3", "other-0", "many-2", "many-1", "many-0"]
+
+
+@pytest.mark.parametrize("evil_tenants", [1, 8])
+def test_tenants_that_delete_more_than_is_read_do_not_delay_others(evil_tenants: int) -> None:
+    """Of 400 deletions in a second, 200 are read."""
+    pending, delays = pending_deletions(concurrency=20), list[float]()
+    for step in range(300):
+        now = step / 10
+        for number in range(40):
+            pending.add(f"evil-{step}-{number}", "u", now, tenant=f"evil-{number % evil_tenants}")
+        if step % 10 == 0:
+            pending.add(f"good-{step}", "u", now, tenant=f"good-{step // 10 % 5}")
+            pending.add(f"released-{step}", "u", now, tenant="released", confirm_at=now + 0.2)
+            for number in range(20):  # newer than those of the others
+                pending.add(f"evil-{step}-newest-{number}", "u", now, tenant=f"evil-{number % evil_tenants}")
+        for request in pending.take_due(now):
+            if not request.name.startswith("evil"):
+                delays.append(now - int(request.name.split("-")[1]) / 10)
+            pending.resolve(request, Absent(), now + 0.1)
+    assert len(delays) == 60
+    assert max(delays) <= 0.5
+
+
+def test_deletion_whose_read_failed_does_not_wait_for_new_reports_of_others() -> None:
+    pending = pending_deletions(concurrency=2)
+    pending.add("good", "u", 0.0, tenant="good")
+    pending.resolve(next_request(pending), Inconclusive("timeout"), 0.0)
+    for number in range(10):
+        pending.add(f"evil-{number}", "u", 1.0, tenant="evil")
+    assert [request.name for request in pending.take_due(1.0)] == ["good", "evil-9"]
+
+
+def test_deletion_that_was_settled_takes_no_turn_of_its_tenant() -> None:
+    pending = pending_deletions(concurrency=1)
+    for name in ("a", "b", "settled"):
+        pending.add(name, "u", 0.0, tenant="t")
+    pending.add("other", "u", 0.0, tenant="other")
+    pending.discard("settled")
+    read = list[str]()
+    while requests := pending.take_due(0.0):
+        read += [request.name for request in requests]
+        pending.resolve(requests[0], Absent(), 0.0)
+    assert read == ["other", "b", "a"]
+
+
+def test_settled_deletions_of_one_tenant_are_dropped_while_those_of_another_wait() -> None:
+    pending = pending_deletions(concurrency=1)
+    pending.add("a", "u", 0.0, tenant="a")
+    pending.add("b", "u", 0.0, tenant="b")
+    pending.add("settled", "u", 0.0, tenant="d")
+    pending.discard("settled")
+    for number in range(200):
+        pending.add("flapping", f"u{number}", 0.0, tenant="c")
+        pending.discard("flapping")
+    assert len(pending._due) < 110
+    assert [request.name for request in pending.take_due(0.0)] == ["b"]
+
+
+def test_deletions_that_are_settled_before_the_set_time_of_their_read_leave_nothing() -> None:
+    pending = pending_deletions()
+    for number in range(1000):
+        pending.add("flapping", f"u{number}", 0.0, confirm_at=100.0)
+        pending.discard("flapping")
+    assert len(pending._due.later) < 110
+    assert pending.take_due(100.0) == []
