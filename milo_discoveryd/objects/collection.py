@@ -1,8 +1,7 @@
 """The objects of one collection of a source: applies its lists, its watch events and its confirmed deletions."""
 
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain, count, islice
 
 import msgspec
 
@@ -19,6 +18,7 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
     PendingDeletions,
 )
+from milo_discoveryd.objects.recent_deletions import RecentDeletions
 from milo_discoveryd.objects.staged_list import UNLIMITED, StagedList, StepLimit
 from milo_discoveryd.objects.store import (
     RESTORED_POSITION,
@@ -118,8 +118,7 @@ class ObjectCollection:
         self._positions = positions
         self._limits = limits
         self._list = StagedList(store, pending_deletions, step_limit)
-        self._deletions_reported: deque[float] = deque()
-        """When the watch reported recent deletions of established objects."""
+        self._recent_deletions = RecentDeletions(limits.verify_after_s)
         self._references = References()
         self._replacing: Mapping[str, tuple[str, str]] = {}
         """`Comparison.replacing` of the last list that was used."""
@@ -392,12 +391,11 @@ class ObjectCollection:
         self._replacing = compared.replacing
         yield from self._apply_missing(compared, now)
         self._positions.end_list(self.number)
-        unconfirmed, place = dict.fromkeys(compared.announced), 0
+        unconfirmed, places = dict.fromkeys(compared.announced), count()
         for step in in_steps(compared.judged):
             judged = self._still_present(step)
-            self._apply_verdict(verdict, judged, now.steady, place)
+            self._apply_verdict(verdict, judged, now.steady, places)
             unconfirmed.update([(name, None) for name, _ in judged])
-            place += len(judged)
             yield None
         self._list.drop()
         self.lists += 1
@@ -462,19 +460,22 @@ class ObjectCollection:
             yield None
         self.store.end_list()
 
-    def _apply_verdict(self, verdict: Verdict, judged: Iterable[tuple[str, str]], now: float, first: int) -> None:
-        """`first` is the place of the first of these objects among all that are judged."""
+    def _apply_verdict(
+        self, verdict: Verdict, judged: Iterable[tuple[str, str]], now: float, places: Iterator[int]
+    ) -> None:
+        """`places` counts the objects that are confirmed at a limited rate."""
         is_final, doubt = verdict is Verdict.HOLD_UNTIL_ACCEPTED, self.trust.doubt
         message = OLDER_SERVER if doubt is None else doubt.message
-        for place, (name, uid) in enumerate(judged, first):
-            match verdict:
-                case Verdict.CONFIRM:
-                    self.pending_deletions.add(name, uid, now, tenant=self.store.owner(name))
-                case Verdict.CONFIRM_AT_RATE:
-                    confirm_at, tenant = now + place / self._limits.per_second, self.store.owner(name)
-                    self.pending_deletions.add(name, uid, now, tenant=tenant, confirm_at=confirm_at)
-                case _:
-                    self.pending_deletions.hold(name, uid, now, message, until_accepted=is_final)
+        pending, held_since = self.pending_deletions, now - self._limits.verify_after_s
+        for name, uid in judged:
+            is_second = verdict is Verdict.CONFIRM_HELD_AT_RATE and pending.is_kept_since(name, held_since)
+            if verdict is Verdict.CONFIRM:
+                pending.add(name, uid, now, tenant=self.store.owner(name))
+            elif verdict is Verdict.CONFIRM_AT_RATE or is_second:
+                confirm_at = now + next(places) / self._limits.per_second
+                pending.add(name, uid, now, tenant=self.store.owner(name), confirm_at=confirm_at)
+            else:
+                pending.hold(name, uid, now, message, until_accepted=is_final)
 
     def accept(self, now: float) -> bool:
         """Accept the next list, which ends the hold of removals. Return whether removals are held."""
@@ -498,20 +499,16 @@ class ObjectCollection:
             return []
         held, is_expected = None, self.pending_deletions.is_doubted(name) or record.is_terminating
         if record.is_established and not is_expected:
-            held = self._judge_deletion(now.steady)
+            held = self._judge_deletion(record.owner, now.steady)
         if held is None:
             return self._confirm(name, record.uid, now)
         self.pending_deletions.hold(name, record.uid, now.steady, held)
         return []
 
-    def _judge_deletion(self, now: float) -> str | None:
+    def _judge_deletion(self, tenant: str, now: float) -> str | None:
         """Return why to hold the deletion of an established object that the watch reported; None if it is confirmed."""
-        reported = self._deletions_reported
-        while reported and reported[0] <= now - self._limits.verify_after_s:
-            reported.popleft()
-        reported.append(now)
-        count = self.store.established_count
-        self.trust, held = judge_deletion(self.trust, len(reported), count, self._limits, now)
+        recent, engaged = self._recent_deletions.report(tenant, now), self.store.established_count
+        self.trust, held = judge_deletion(self.trust, recent, engaged, self._limits, now)
         return held
 
     def _confirm(self, name: str, uid: str, now: Moment) -> list[ObjectChange]:

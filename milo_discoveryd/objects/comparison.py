@@ -93,7 +93,7 @@ def compare(
     for lost in in_steps(judged):
         if may_announce:
             announced.update(name for name, _ in lost if store.is_terminating(name))
-        held += sum([pending_deletions.is_held_since(name, held_since) for name, _ in lost if name not in announced])
+        held += sum([pending_deletions.is_kept_since(name, held_since) for name, _ in lost if name not in announced])
         yield
     if announced:
         judged = [(name, uid) for name, uid in judged if name not in announced]

@@ -294,11 +294,13 @@ class PendingDeletions:
                 self.discard(name)
 
     def is_held(self, name: str) -> bool:
-        return self.is_held_since(name, math.inf)
-
-    def is_held_since(self, name: str, since: float) -> bool:
         pending = self.doubted.get(name)
-        return pending is not None and pending.is_held and pending.since <= since
+        return pending is not None and pending.is_held
+
+    def is_kept_since(self, name: str, since: float) -> bool:
+        """Return whether the object was missing at this time, and its removal is held or was released."""
+        pending = self.doubted.get(name)
+        return pending is not None and (pending.is_held or pending.is_released) and pending.since <= since
 
     def is_held_until_accepted(self, name: str) -> bool:
         pending = self.doubted.get(name)

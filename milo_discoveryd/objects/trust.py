@@ -108,7 +108,8 @@ class ListFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Those that the list lacks, shows under another UID, or shows in an older state, without those that were
     `announced` or `held_until_accepted`."""
     held: int = 0
-    """Those of `missing` that have been missing for as long as a second list needs, and whose removal is held."""
+    """Those of `missing` that have been missing for as long as a second list needs, and whose removal is held or was
+    released."""
     announced: int = 0
     """Those that the list lacks or shows under another UID, but whose deletion was requested before."""
     regressed: int = 0
@@ -129,6 +130,8 @@ class Verdict(enum.Enum):
     CONFIRM = "confirm"
     """Use the list, and confirm each missing object by a read."""
     CONFIRM_AT_RATE = "confirm at a limited rate"
+    CONFIRM_HELD_AT_RATE = "confirm what is held, at a limited rate"
+    """Use the list, confirm the objects that were missing long enough, and keep the others until a further list."""
     HOLD = "hold"
     """Use the list, but keep the missing objects until a second list."""
     HOLD_UNTIL_ACCEPTED = "hold until accepted"
@@ -175,7 +178,8 @@ def _judge_missing(trust: Trust, facts: ListFacts, limits: RemovalLimits, now: f
     """Judge a list of the followed server by the number of missing objects.
 
     Fewer may be missing from each list while a server loads its store, or a directory is filled again. So early lists
-    release nothing, and the second list releases only what was held long enough, or few objects.
+    release nothing, and the second list releases only what was held long enough, or few objects. It is the first list
+    for a mass that is missing besides.
     """
     engaged = facts.engaged - facts.announced
     is_mass = limits.is_mass(facts.missing, engaged)
@@ -185,15 +189,19 @@ def _judge_missing(trust: Trust, facts: ListFacts, limits: RemovalLimits, now: f
     is_early = doubt is not None and now < doubt.relist_at
     if not facts.missing or not (is_mass or is_early):
         return _used(trust, facts, limits, now), Verdict.CONFIRM
-    if doubt is not None and not is_early and not limits.is_mass(facts.missing - facts.held, engaged):
+    is_second = doubt is not None and not is_early
+    missing = facts.missing - facts.held if is_second else facts.missing
+    if is_second and not limits.is_mass(missing, engaged):
         return _used(trust, facts, limits, now), Verdict.CONFIRM_AT_RATE
     message = (
-        f"the source's list lacks {facts.missing} of {engaged} engaged clusters: these stay engaged until a second "
-        "list lacks them too"
+        f"the source's list lacks {missing} of {engaged} engaged clusters: these stay engaged until a second list "
+        "lacks them too"
     )
     since, relist_at = (doubt.since, doubt.relist_at) if doubt and is_early else (now, now + limits.verify_after_s)
-    held = Trust(trust.basis, Doubt(Why.MASS, since, relist_at, message), facts.version)
-    return held, Verdict.HOLD
+    following = Doubt(Why.MASS, since, relist_at, message)
+    if is_second and facts.held:
+        return _doubting(_used(trust, facts, limits, now), following), Verdict.CONFIRM_HELD_AT_RATE
+    return Trust(trust.basis, following, facts.version), Verdict.HOLD
 
 
 def judge_deletion(
@@ -202,8 +210,8 @@ def judge_deletion(
     """Judge a deletion that a watch reports: when a definition is deleted, the API server deletes all objects one by
     one.
 
-    `recent` is the number of such deletions within `verify_after_s`, with this one. Returns why the deletion is held;
-    None if it is confirmed as usual.
+    `recent` is the number of such deletions within `verify_after_s` (see `RecentDeletions.report`). Returns why the
+    deletion is held; None if it is confirmed as usual.
     """
     if not limits.is_burst(recent, engaged + recent):
         return trust, None

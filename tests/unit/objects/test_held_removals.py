@@ -107,6 +107,37 @@ def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> Non
     assert source.engaged == 0
 
 
+def churned(*, tenant: str = "", of_others: str = "") -> dict[str, float]:
+    """Return when each deletion was read, by name, if a tenant creates and deletes a project every 2 s, and another one
+    deletes its project "a" after 10 s."""
+    source, read_at = Source(ready("a", organization=of_others)), dict[str, float]()
+    for second in range(0, 120, 2):
+        source.now = float(second)
+        if (relist_at := source.collection.relist_at) is not None and relist_at <= source.now:
+            source.lists(*FLEET[1 if second > 10 else 0 :], version=str(100 + second))
+        name = f"churn-{second}"
+        source.take(ObjectChanged(ready(name, str(101 + second), f"uid-{name}", organization=tenant)))
+        source.take(DeletionReported(name, f"uid-{name}"))
+        if second == 10:
+            source.take(DeletionReported("a", "u1"))
+        for request in source.pending_deletions.take_due(source.now):
+            read_at.setdefault(request.name, source.now)
+            source.resolve(request, Absent())
+    return read_at
+
+
+def test_projects_that_are_created_and_deleted_all_the_time_hold_no_deletion_for_long() -> None:
+    read_at = churned()
+    assert 40.0 <= read_at["a"] <= 70.0, "held for `verify_after` or twice as long"
+    assert len(read_at) > 30, "the others go as well"
+
+
+def test_tenant_that_creates_and_deletes_projects_all_the_time_holds_only_its_own_deletions() -> None:
+    read_at = churned(tenant="churning", of_others="shop")
+    assert read_at["a"] == 10.0
+    assert len(read_at) > 30
+
+
 def test_clusters_that_are_replaced_steadily_are_not_held_in_a_source_that_is_only_listed() -> None:
     """What earlier lists lacked counts for nothing: its removal is confirmed, and there are new ones."""
     source, shown = Source(), [*FLEET]

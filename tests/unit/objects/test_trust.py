@@ -34,6 +34,7 @@ VERDICTS = {
     "ignore": Verdict.IGNORE,
     "confirm": Verdict.CONFIRM,
     "at rate": Verdict.CONFIRM_AT_RATE,
+    "held at rate": Verdict.CONFIRM_HELD_AT_RATE,
     "hold": Verdict.HOLD,
     "until accepted": Verdict.HOLD_UNTIL_ACCEPTED,
 }
@@ -57,6 +58,7 @@ COLUMNS = {
     "complete": {},
     "lacks few": {"missing": 2, "held": 2},
     "lacks a mass": {"missing": 6, "held": 6},
+    "lacks a further mass": {"missing": 8, "held": 2},
     "older, complete": {"is_behind": True},
     "older, lacks some": {"is_behind": True, "missing": 1},
     "shows older states": {"missing": 1, "regressed": 1},
@@ -193,6 +195,7 @@ def test_every_list_in_every_state_keeps_what_is_promised() -> None:
         is_accepted, engaged = trust.accepted_at is not None, seen.engaged - seen.announced
         is_mass = LIMITS.is_mass(seen.missing, engaged)
         is_ending = verdict in (Verdict.CONFIRM, Verdict.CONFIRM_AT_RATE) and bool(seen.missing)
+        is_ending |= verdict is Verdict.CONFIRM_HELD_AT_RATE
         is_old = bool(seen.regressed or (seen.is_behind and seen.missing))
         # What is ignored changes nothing but the doubt, and another list is requested soon.
         if verdict is Verdict.IGNORE:
@@ -212,13 +215,15 @@ def test_every_list_in_every_state_keeps_what_is_promised() -> None:
         # A mass goes at a limited rate, once a second list lacks it too.
         elif is_mass and is_ending and not is_accepted:
             besides = LIMITS.is_mass(seen.missing - seen.held, engaged)
-            assert (verdict, is_second(trust, Why.MASS), besides) == (Verdict.CONFIRM_AT_RATE, True, False)
+            expected = Verdict.CONFIRM_HELD_AT_RATE if besides and seen.held else Verdict.CONFIRM_AT_RATE
+            assert (verdict, is_second(trust, Why.MASS)) == (expected, True)
+            assert seen.held or not besides
         # While a second list is awaited, nothing goes.
         if trust.since(Why.MASS) is not None and not is_second(trust, Why.MASS) and not is_accepted:
             assert not is_ending
         # What is held for a second list gets one.
-        if verdict is Verdict.HOLD:
-            assert following.basis == trust.basis
+        if verdict in (Verdict.HOLD, Verdict.CONFIRM_HELD_AT_RATE):
+            assert following.since(Why.MASS) is not None
             assert NOW < relist_at(following) <= NOW + 30.0
         # An administrator is obeyed at once, and for one list.
         if is_accepted:
@@ -303,12 +308,13 @@ def test_mass_is_held_since_the_first_list_until_the_second() -> None:
 
 
 def test_second_list_that_lacks_a_mass_besides_what_is_held_is_a_first_list() -> None:
-    """For example, all held objects were seen again in between."""
+    """For example, all held objects were seen again in between, or a tenant deletes projects all the time."""
     trust = Trust(Verified(), doubt(Why.MASS, NOW - 30.0, NOW))
-    for held, verdict in ((0, Verdict.HOLD), (2, Verdict.HOLD), (4, Verdict.CONFIRM_AT_RATE)):
+    for held, verdict in ((0, Verdict.HOLD), (2, Verdict.CONFIRM_HELD_AT_RATE), (4, Verdict.CONFIRM_AT_RATE)):
         following, found = judge(trust, facts(missing=6, held=held), LIMITS, NOW)
         assert found is verdict
         assert following.doubt is None or following.doubt.relist_at == NOW + 30.0
+        assert following.doubt is None or f"lacks {6 - held} of 10" in following.doubt.message
 
 
 @pytest.mark.parametrize(
