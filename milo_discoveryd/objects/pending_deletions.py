@@ -344,7 +344,8 @@ class PendingDeletions:
         for name, pending in self._pop_until(now, self._retries_due):
             order = (pending.failures, -pending.ticket)
             self._push(self._retries_ready, -math.inf, pending.ticket, name, order)
-        self._take_retries(self._retries_ready, now, due)  # before new reports, which may be more than can be read
+        if not self._refusals:
+            self._take_retries(self._retries_ready, now, due)  # before new reports, which may be more than can be read
         while (first := self._due.first) is not None:
             is_pending = self._is_pending(*first)
             if is_pending and not self._has_slot(now, is_retry=False):
@@ -352,6 +353,8 @@ class PendingDeletions:
             self._due.pop(is_sent=is_pending)
             if is_pending:
                 due.append(self._request(*first, now, is_retry=False))
+        # After a refusal, retries come last: perhaps their objects alone cannot be read, and all others would wait.
+        self._take_retries(self._retries_ready, now, due)
         if not self.defers_rechecks:
             self._take_retries(self._rechecks_due, now, due)
         return due

@@ -1,6 +1,8 @@
 """Confirmation of deletions: reads, retries and limits."""
 
+import math
 from collections import deque
+from random import Random
 
 import pytest
 
@@ -456,6 +458,29 @@ def test_deletion_whose_read_failed_does_not_wait_for_new_reports_of_others() ->
     for number in range(10):
         pending.add(f"evil-{number}", "u", 1.0, tenant="evil")
     assert [request.name for request in pending.take_due(1.0)] == ["good", "evil-9"]
+
+
+@pytest.mark.parametrize("unreadable", [1, 5, 30])
+def test_objects_whose_reads_are_always_refused_do_not_delay_others_for_minutes(unreadable: int) -> None:
+    """Found by a reader: a server that cannot convert five objects, and refuses to read them, was asked for no others:
+    whenever one read was tried after the last refusal, it was one of theirs."""
+    draw = Random(1).random
+    pending, now = PendingDeletions(draw), 0.0
+    for number in range(unreadable):
+        pending.add(f"unreadable-{number}", "u", now, tenant="shop")
+    answers: list[tuple[float, ConfirmationRequest]] = []
+    while now < 400.0 and (now < 300.0 or pending.is_doubted("a")):
+        due_at = min(pending.next_at or math.inf, *(at for at, _ in answers), math.inf)
+        if now < 300.0 <= due_at:
+            due_at = 300.0
+            pending.add("a", "u", due_at, tenant="tea")
+        now = max(now, due_at)
+        answers += [(now + 0.02, request) for request in pending.take_due(now)]
+        for answer in [answer for answer in answers if answer[0] <= now]:
+            answers.remove(answer)
+            is_found = answer[1].name == "a"
+            pending.resolve(answer[1], Absent() if is_found else Inconclusive("500", is_refusal=True), now)
+    assert now <= 330.0, "one pause"
 
 
 def test_deletion_that_was_settled_takes_no_turn_of_its_tenant() -> None:
