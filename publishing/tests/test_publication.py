@@ -1789,3 +1789,16 @@ def test_clusters_that_are_published_since_others_are_missing_release_no_hold(ho
     publishing.engage(*fleet[:5])
     publishing.settle(60.0)
     assert not publishing.publication.problems
+
+
+def test_right_daemon_is_not_taken_for_that_of_another_fleet_after_a_wrong_one() -> None:
+    """Found by a reader: nothing was written, since what was published for the wrong one did not count."""
+    fleet, others = fleet_of(6), [cluster(f"n{number}", uid=f"n{number}") for number in range(20)]
+    publishing = Publishing(resync_s=30.0).synced(*fleet)
+    lose(publishing, fleet[:5])
+    publishing.engage(*others).settle(60.0)
+    publishing.engage(*fleet, new := cluster("new", uid="new"))
+    lose(publishing, others)
+    publishing.settle(60.0)
+    assert "the daemon's view lacks 20 of 27 clusters" in publishing.publication.problems[0]
+    assert publishing.server.objects.keys() == {it.name for it in (*fleet, *others, new)}

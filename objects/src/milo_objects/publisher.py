@@ -396,10 +396,11 @@ class ObjectPublisher:
         for key in published - (published if looks.published is None else looks.published):
             self._removals.created(key)
         looks.published = published if is_lacking else None
-        known, are_all_known = self._removals.count(published), len(missing) == len(orphans)
-        others = sum(verdict in {_Orphan.UNKNOWN, _Orphan.ELSEWHERE} for verdict in verdicts.values())
-        was_problem = self._removals.problem
-        for removal in self._removals.review(missing, known, self._clock(), others=others, are_all_known=are_all_known):
+        others = [key for key, verdict in verdicts.items() if verdict in {_Orphan.UNKNOWN, _Orphan.ELSEWHERE}]
+        are_all_known, was_problem = len(missing) == len(orphans), self._removals.problem
+        for removal in self._removals.review(
+            missing, published, self._clock(), others=others, are_all_known=are_all_known
+        ):
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")

@@ -584,7 +584,7 @@ class Publication:
         unasked = [record for record in followed if not record.is_lacked]
         is_asking = any(not record.next.problem for record in unasked)
         known = len(followed) - len(unasked)
-        published = self._removals.count([record.name for record in own])
+        published = [record.name for record in own]
         is_mass = self._removals.may_be_mass([record.name for record in doubted], published, now)
         self._removals.note_lacking(bool(doubted) or any(record.may_be_lacked for record in own))
         if is_mass and is_asking:
@@ -602,7 +602,7 @@ class Publication:
             }
             is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)
             are_all_known = known == len(doubted) and is_taken_over
-            others = len(doubted) - len(missing)
+            others = {record.name for record in doubted} - {removal.name for removal in missing}
             confirmed = self._removals.review(
                 missing.keys(), published, now, others=others, are_all_known=are_all_known
             )

@@ -285,16 +285,14 @@ class _Synchronizer:
         self._reviewed = published
         lacked = {name for name in names & published if self._lacks(name)}
         missing = [Removal(name, name, self._directory.uid(name), "") for name in followed if name in lacked]
-        others = len(lacked) - len(missing)
-        confirmed = self._guard.review(
-            missing, self._guard.count(published), now, others=others, are_all_known=not others
-        )
+        others = lacked.difference(followed)
+        confirmed = self._guard.review(missing, published, now, others=others, are_all_known=not others)
         self._remove(removal.name for removal in confirmed)
         self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
         if not self._guard.problem:
             self._directory.claim(*fleet)
         # Until the source is streaming, a view that lacks all files may be that of another fleet.
-        is_unknown = others > 0 and lacked == published and not self._guard.accepts
+        is_unknown = bool(others) and lacked == published and not self._guard.accepts
         self._may_write = not (self._guard.is_foreign or is_unknown)
         self._review_at = self._guard.next_look_at(now)
         if self._review_at is None and others:

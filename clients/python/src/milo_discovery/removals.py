@@ -74,6 +74,8 @@ class Removals:
         self._is_lacking = False
         self._created: set[str] = set()
         """The objects that were created since the view lacks others. They tell nothing of how much it lacks."""
+        self._earlier: set[str] = set()
+        """The objects that there were before, also those that ended since."""
         self._removed: dict[str, float] = {}
         """When each object that still counts as missing was removed, by its name."""
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
@@ -83,39 +85,43 @@ class Removals:
     def review(
         self,
         missing: Collection[Removal],
-        published: int,
+        published: Collection[str],
         now: float,
         *,
-        others: int = 0,
+        others: Collection[str] = (),
         are_all_known: bool = True,
     ) -> list[Removal]:
-        """Return those of the `missing` removals that may be made now. `published`: the number of objects, without
-        those that are about to be removed, by an earlier review or otherwise: see `count`.
+        """Return those of the `missing` removals that may be made now. `published`: the names of the objects, without
+        those that are about to be removed, by an earlier review or otherwise.
 
-        `others`: how many more of these the view lacks, or may lack: those that could not be looked up, and those that
-        another member of the shard group judges. `are_all_known`: whether no other removal is left, for example of a
-        source that is not streaming yet.
+        `others`: those of these that the view may lack besides: they could not be looked up, or another member of the
+        shard group judges them. `are_all_known`: whether no other removal is left, for example of a source that is not
+        streaming yet.
         """
         self._missing = {removal.name: (removal, self._missing_since(removal, now)) for removal in missing}
         self._deleted = {subject: last for subject, last in self._deleted.items() if now <= last[1] + CONTESTED_S}
         if not self._is_held:
             self._removed = {name: at for name, at in self._removed.items() if now <= at + RECENT_S}
-        removed = len(self._removed.keys() - {removal.name for removal in missing})
-        lacking = len(missing) + others + removed
-        published = max(lacking, published + removed)
+        lacking = {*self._missing, *others, *self._removed}
         self.note_lacking(bool(missing) or self._is_lacking)
+        mass = self._mass(lacking, published)
+        if self._is_lacking:
+            self._earlier |= {*published, *lacking} - self._created
+            self._created &= {*published, *self._removed}
         # What is held stays so while nothing can be judged: what was removed before counts only as long as that.
         can_hold = bool(missing or (self._is_held and others))
-        is_held = self._is_held = can_hold and is_mass(lacking, published) and not self.accepts
-        self.is_foreign = is_held and lacking == published
+        self._is_held = can_hold and mass is not None and not self.accepts
+        self.is_foreign = False
         self.problem = ""
-        if is_held:
+        if self._is_held and mass is not None:
             self._missing = {}  # clusters come back one by one: those that are left then are checked twice again
+            self.is_foreign = mass <= lacking
+            has_removed = not self._removed.keys() <= {removal.name for removal in missing}
             self.problem = (
-                f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
+                f"the daemon's view lacks all {len(mass)} clusters that have an object or file: nothing is written"
                 if self.is_foreign
-                else f"the daemon's view lacks {lacking} of {published} clusters that have an object or file"
-                f"{', or had one shortly before' if removed else ''}: nothing is removed"
+                else f"the daemon's view lacks {len(lacking & mass)} of {len(mass)} clusters that have an object or "
+                f"file{', or had one shortly before' if has_removed else ''}: nothing is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
                 "once with --accept-removals"
@@ -123,8 +129,8 @@ class Removals:
             return []
         contested = {removal for removal in missing if self._is_contested(removal, now)}
         if contested:
-            name, others = min(contested, key=lambda removal: removal.name).name, len(contested) - 1
-            more = f" and {others} more" if others else ""
+            name, rest = min(contested, key=lambda removal: removal.name).name, len(contested) - 1
+            more = f" and {rest} more" if rest else ""
             self.problem = (
                 f"deleted objects were written again ({name}{more}), because another run publishes other clusters "
                 "under this publisher's name. The objects are kept; give each run its own --publisher"
@@ -137,28 +143,31 @@ class Removals:
         self._removed.update({removal.name: now for removal in confirmed if not self.accepts})
         return confirmed
 
+    def _mass(self, lacking: set[str], published: Collection[str]) -> set[str] | None:
+        """Return the objects of which the view lacks a mass: those that there were when it began to lack some, or all.
+        If it lacks a mass of neither, None."""
+        everything = {*published, *lacking}
+        populations = (self._earlier | (everything - self._created), everything)
+        return next((names for names in populations if is_mass(len(lacking & names), len(names))), None)
+
     def note_lacking(self, is_lacking: bool) -> None:
         """Record whether the view lacks objects, or may lack them."""
         self._is_lacking = is_lacking or self._is_held
         if not self._is_lacking:
             self._created.clear()
+            self._earlier.clear()
 
     def created(self, name: str) -> None:
         """Record that this run has created an object."""
         if self._is_lacking:
             self._created.add(name)
 
-    def count(self, names: Collection[str]) -> int:
-        """Return how many of these objects there were when the view began to lack some."""
-        return sum(name not in self._created for name in names) if self._created else len(names)
-
-    def may_be_mass(self, lacked: Collection[str], published: int, now: float) -> bool:
+    def may_be_mass(self, lacked: Collection[str], published: Collection[str], now: float) -> bool:
         """Return whether a review would hold removals if the clusters of all these objects were missing. `published` is
         that of `review`."""
-        recent = {name for name, at in self._removed.items() if self._is_held or now <= at + RECENT_S}
-        removed = len(recent.difference(lacked))
-        lacking = len(lacked) + removed
-        return is_mass(lacking, max(lacking, published + removed)) and not self.accepts
+        lacking = {name for name, at in self._removed.items() if self._is_held or now <= at + RECENT_S}
+        lacking.update(lacked)
+        return self._mass(lacking, published) is not None and not self.accepts
 
     def engaged(self, name: str, cluster_uid: str) -> None:
         """Record that the cluster of an object is engaged again: this run may write an object that it has deleted."""
