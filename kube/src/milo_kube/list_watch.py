@@ -187,11 +187,10 @@ class ListWatch(Generic[Seen]):
             yield batch
             if is_last or self._reflector.state is not before:
                 return
-            if is_costly:  # so may be all of its objects
-                batch, _ = await page_steps(LARGE_PAGE).result(lambda: _taken(source_events))
-            else:
-                await asyncio.sleep(0)
-                batch, is_costly = _taken(source_events)
+            await asyncio.sleep(0)
+            steps = page_steps(LARGE_PAGE if is_costly else SMALL_PAGE)
+            batch, is_again = await steps.result(lambda: _taken(source_events))
+            is_costly |= is_again  # so may be all of its objects
 
     async def _fetch(self, request: FetchPage) -> tuple[list[SourceEvent[Seen]], bool, Iterator[SourceEvent[Seen]]]:
         """Return the first events of a page, whether they were costly to decode, and the other events."""
@@ -297,28 +296,28 @@ class ListWatch(Generic[Seen]):
         """
         silent_at = self._reflector.next(self._loop.time()).until  # type: ignore[union-attr]
         chunk = await self._wait(anext(chunks, None), deadline, silent_at)
-        now = self._loop.time()
         if chunk is not None:
             size, complete = self.partial + len(chunk), lines.feed(chunk)
             self.partial = lines.partial
             size = size if complete else 0
-            return size, self._steps(complete, now, size, partial=bool(lines.partial))
+            return size, self._steps(complete, size, partial=bool(lines.partial))
         if lines.partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
-            return 0, iter((lambda: self._reflector.failed(cut, now),))
-        return 0, iter((lambda: self._reflector.ended(now),))
+            return 0, iter((lambda: self._failed(cut),))
+        return 0, iter((lambda: self._reflector.ended(self._loop.time()),))
 
-    def _steps(self, lines: list[bytes | bytearray], now: float, size: int, *, partial: bool) -> Iterator[_Step[Seen]]:
+    def _steps(self, lines: list[bytes | bytearray], size: int, *, partial: bool) -> Iterator[_Step[Seen]]:
         first = 0
         while self._reflector.is_reading:
             end = _end_of_step(lines, first) if size > LARGE_PAGE else first + EVENTS_AT_ONCE
-            yield functools.partial(self._decoded, lines[first:end], now, partial=partial)
+            yield functools.partial(self._decoded, lines[first:end], partial=partial)
             if end >= len(lines):
                 return
             first = end
 
-    def _decoded(self, lines: list[bytes | bytearray], now: float, *, partial: bool) -> Iterable[SourceEvent[Seen]]:
-        return self._reflector.events(self._decoder.lines(lines), now, partial=partial)
+    def _decoded(self, lines: list[bytes | bytearray], *, partial: bool) -> Iterable[SourceEvent[Seen]]:
+        # The time of the turn, and not of the read: a server is not silent while others have theirs.
+        return self._reflector.events(self._decoder.lines(lines), self._loop.time(), partial=partial)
 
     async def _first_response(self, response: Awaitable[Stream]) -> Stream:
         reflector = self._reflector
