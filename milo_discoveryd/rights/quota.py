@@ -112,12 +112,13 @@ class Quotas:
         if is_renewal and (surplus_in_s := max(bucket.wait_s(now, 1 + per_minute // 2) for bucket in buckets)):
             half = Rate(rate.per_second / 2, 1)
             renewals = [self._renewals.bucket(key, half, now) for key in keys]
-            wait_s = max(wait_s, min(surplus_in_s, max(bucket.wait_s(now) for bucket in renewals)))
+            # Also while nothing is left, since calls may take each one as soon as there is one: they wait for the debt.
+            wait_s = min(surplus_in_s, max(bucket.wait_s(now) for bucket in renewals))
             buckets += renewals
         if wait_s:
             return max(0.001, wait_s)
         for bucket in buckets:
-            bucket.take(now)
+            bucket.charge(now)
         return 0.0
 
     def count_miss(self, keys: Sequence[str], now: float) -> float:

@@ -89,13 +89,17 @@ def test_renewals_leave_half_of_the_kubeconfig_quota_to_other_kubeconfigs() -> N
     assert [asked.take_kubeconfig(["a"], None, 61.0) for _ in range(29)] == [0.0] * 29
 
 
-def test_renewals_have_half_of_the_kubeconfig_rate_while_calls_exhaust_the_quota() -> None:
+@pytest.mark.parametrize("are_first", [True, False])
+def test_renewals_have_half_of_the_kubeconfig_rate_while_calls_exhaust_the_quota(are_first: bool) -> None:
+    """Found by a reader: calls that asked more often took each kubeconfig before a renewal did."""
     asked = quotas(per_minute=60)
     renewed = served = 0
-    for tenth in range(1200):
-        renewed += not asked.take_kubeconfig(["a"], None, tenth / 10, is_renewal=True)
-        while not asked.take_kubeconfig(["a"], None, tenth / 10):
-            served += 1
+    for step in range(2400):
+        if step % 2 != are_first:
+            while not asked.take_kubeconfig(["a"], None, step // 2 / 10):
+                served += 1
+        else:
+            renewed += not asked.take_kubeconfig(["a"], None, step // 2 / 10, is_renewal=True)
     assert 55 <= renewed <= 61
     assert renewed + served >= 60 + 118
 
