@@ -32,6 +32,7 @@ _STALE_PART = 4
 _DROPPED_PER_STEP = 1000
 _RETRY_S = 5.0
 _TENANT_KEYS = 1024
+"""Limits the memory of their rounds, which `DELIVERY_BYTES` has no part for."""
 
 
 class Delivery(msgspec.Struct, gc=False):

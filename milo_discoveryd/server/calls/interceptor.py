@@ -41,12 +41,13 @@ _UNKNOWN_SERVICE = "unknown"
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in grpc's type stubs
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+RpcType: TypeAlias = Literal["unary", "server_stream", "bidi_stream"]
 
 
 class Rpc(NamedTuple):
     """The identity of an RPC, as gRPC's conventional metric labels name it."""
 
-    type: Literal["unary", "server_stream"]
+    type: RpcType
     service: str
     method: str
 
@@ -100,7 +101,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         _, service, method = handler_call_details.method.split("/")
-        rpc = Rpc("server_stream" if handler.response_streaming else "unary", service, method)
+        rpc = Rpc(_type_of(handler), service, method)
         return wrap_handler(handler, partial(self._guarded, rpc))
 
     def _guarded(self, rpc: Rpc, call: Any) -> Any:
@@ -113,7 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 answer = await call(request, context)
             except CallError as error:
                 code = code_pb2.Code.Name(error.code)
-                await self._refusals.answer(rpc.method, context, error, is_stream=rpc.type == "server_stream")
+                await self._refusals.answer(rpc.method, context, error, is_stream=rpc.type != "unary")
             except grpc.aio.AbortError:
                 code = context.code().name if context.code() else "UNKNOWN"
                 raise
@@ -123,7 +124,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = "INTERNAL"
                 incident, status = internal_error()
                 log.exception("call failed", method=rpc.method, incident=incident)
-                await self._refusals.abort(context, status, is_stream=rpc.type == "server_stream")
+                await self._refusals.abort(context, status, is_stream=rpc.type != "unary")
             else:
                 code = "OK"
                 return answer
@@ -181,11 +182,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method.rpartition("/")[2]
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                self._reflecting(method, handler.stream_stream),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
+            return wrap_handler(handler, partial(self._reflecting, method))
         return wrap_handler(handler, partial(self._guarded, method, is_stream=handler.response_streaming))
 
     def _guarded(self, method: str, call: Any, *, is_stream: bool) -> Any:
@@ -215,15 +212,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                     message = f"reflection took longer than {REFLECTION_S:g} s; call again"
                     raise UnavailableError("REFLECTION_ENDED", message, retry_after_s=0) from None
 
-        async def guarded(messages: Any, context: Any) -> None:
-            try:
-                await admitted(messages, context)
-            except CallError as error:
-                await self._refusals.answer(method, context, error, is_stream=True)
-            except grpc.aio.InternalError:
-                raise _disconnected() from None
-
-        return guarded
+        return admitted
 
     @asynccontextmanager
     async def _admitted(
@@ -259,10 +248,16 @@ async def _permitted(messages: Any, call: CallContext) -> AsyncGenerator[Any, No
 
 
 def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":
-    """Return the handler with its calls wrapped. Handlers of request streams, which only reflection has, are returned
-    unchanged."""
-    if handler is None or handler.request_streaming:
-        return handler
+    """Return the handler with its calls wrapped. Those of request streams, which only reflection has, get an iterator
+    of the requests."""
+    if handler is None:
+        return None
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(
+            wrap(handler.stream_stream),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(
             wrap(handler.unary_stream),
@@ -274,6 +269,12 @@ def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Hand
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
+
+
+def _type_of(handler: Handler) -> RpcType:
+    if not handler.response_streaming:
+        return "unary"
+    return "bidi_stream" if handler.request_streaming else "server_stream"
 
 
 async def abort(context: Any, status: status_pb2.Status, close: Callable[[Any], None] = lambda _: None) -> None:

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server.calls import in_flight, interceptor
-from milo_discoveryd.server.calls.reflection import NAME
+from milo_discoveryd.server.calls.reflection import NAME, ReflectionService
 from milo_discoveryd.server.connections.call_queue import CallQueue
 from tests.integration.grpc_server.callers import open_rules_harness, rule
 from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness
@@ -106,3 +106,16 @@ async def test_call_leaves_the_queue_of_calls(
     async with stub(tmp_path / "d.sock") as service:
         await asked(service)
     assert len(taken) == 1
+
+
+async def test_text_of_an_unexpected_error_is_not_sent(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("a secret")
+
+    monkeypatch.setattr(ReflectionService, "response", fail)
+    async with stub(tmp_path / "d.sock") as service:
+        error = await Subscriber(service.ServerReflectionInfo(iter([REQUEST]))).error()
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in (error.details() or "")
