@@ -75,8 +75,6 @@ class Subscription(msgspec.Struct, eq=False):
     """Whether the stream has sent all changes from before it was opened."""
     keeps_others: bool = False
     """Whether the subscriber says that it has clusters of sources that were not shown to it before."""
-    is_waiting: bool = False
-    """Whether it still waits for such sources, and not for what its client reads."""
 
 
 class AwaitedRelease(msgspec.Struct, frozen=True):
@@ -104,7 +102,7 @@ class _Subscriber(msgspec.Struct):
     kept_at: float = -math.inf
     """When its ownership may have been renewed last while it had such clusters."""
     told_by: float = math.inf
-    """Until when the ownership of such clusters is renewed, once its stream does not wait for a source any more."""
+    """Until when the ownership of such clusters is renewed, once clusters move and no stream has told of their end."""
     former: ClusterView | None = None
     """What it may have seen by another filter, or other rights, until a stream told it of the end of that."""
     ended: Subscription | None = None
@@ -118,29 +116,30 @@ class _Subscriber(msgspec.Struct):
         return streams if self.ended is None else [*streams, self.ended]
 
     @property
-    def is_told(self) -> bool:
+    def is_current(self) -> bool:
         """Whether it has streams, each of which has sent all changes from before."""
         return bool(self.streams) and all(stream.is_current for stream in self.shown)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its streams have told it of all ends, so that its renewals are not recorded."""
+        return self.is_current and not self.keeps_others
 
     @property
     def keeps_others(self) -> bool:
         return self.may_keep_others and any(stream.keeps_others for stream in self.shown)
 
     @property
-    def is_renewed(self) -> bool:
-        """Whether its ownership is renewed for as long as it waits for a source."""
-        return any(stream.is_waiting for stream in self.streams) and not self.is_catching_up
+    def is_catching_up(self) -> bool:
+        """Whether it has to be told of ends before clusters move: none does while one keeps others."""
+        waits = self.may_keep_others and self.kept_at >= self.owned_at
+        return not all(stream.is_current or (waits and stream.keeps_others) for stream in self.shown)
 
     @property
     def drains_per_step(self) -> int:
         """How many drains are compared with the streams in one step."""
         streams = self.shown
         return max(1, min(stream.view.records_per_step for stream in streams) // len(streams))
-
-    @property
-    def is_catching_up(self) -> bool:
-        waits = self.keeps_others
-        return not all(stream.is_current or (waits and stream.is_waiting) for stream in self.shown)
 
     def sees(self, cluster: Cluster) -> bool:
         if self.is_leaving:
@@ -238,12 +237,12 @@ class PendingReleases:
         elif not subscriber.streams:
             subscriber.since = now
             subscriber.may_keep_others = subscriber.keeps_others and now < subscriber.kept_at + OWNED_S
-            subscription.keeps_others = subscriber.may_keep_others
+            subscription.keeps_others |= subscriber.may_keep_others
         else:
             if subscriber.is_told:  # its renewals were not recorded, and the other stream may be dead
                 subscriber.may_keep_others = subscriber.keeps_others or now < self.began_at + OWNED_S
                 subscriber.owned_at = subscriber.kept_at = now
-            subscription.keeps_others = subscriber.keeps_others
+            subscription.keeps_others |= subscriber.keeps_others
         if (ended := subscriber.ended) is not None and ended.view.fingerprint == subscription.view.fingerprint:
             subscriber.ended = None
         if not subscriber.streams:
@@ -341,15 +340,15 @@ class PendingReleases:
             subscriber.kept_at = now if now < self.began_at + OWNED_S else forgotten.kept_at
             subscriber.told_by = forgotten.told_by
 
-    def await_sources(self, subscription: Subscription, *, keeps_others: bool, is_waiting: bool) -> None:
-        """Record what a stream waits for: see `Subscription.is_waiting`. Until it is current, its subscriber keeps
-        what it kept before."""
+    def await_sources(self, subscription: Subscription, *, keeps_others: bool) -> None:
+        """Record whether a stream waits for sources: see `Subscription.keeps_others`. Until it is current, its
+        subscriber keeps what it kept before."""
         subscription.keeps_others = keeps_others or (subscription.keeps_others and not subscription.is_current)
-        subscription.is_waiting = is_waiting
+        self._note_told(subscription.key)
 
-    def note_current(self, subscription: Subscription) -> None:
-        """Record that a stream has sent all changes from before."""
-        subscription.is_current = True
+    def note_current(self, subscription: Subscription, *, keeps_others: bool = False) -> None:
+        """Record that a stream has sent all changes from before, of the sources that it does not wait for."""
+        subscription.is_current, subscription.keeps_others = True, keeps_others
         self._note_told(subscription.key)
 
     def note_behind(self, subscription: Subscription, now: float) -> None:
@@ -360,8 +359,11 @@ class PendingReleases:
         self._behind[subscription.key] = subscriber
 
     def _note_told(self, key: SubscriberKey) -> None:
-        if (subscriber := self._subscribers[key]).is_told:
-            subscriber.former, subscriber.told_by = None, math.inf
+        subscriber = self._subscribers[key]
+        if subscriber.is_current:
+            subscriber.former = None
+        if subscriber.is_told:
+            subscriber.told_by = math.inf
             self._behind.pop(key, None)
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> Iterator[list[str]]:
@@ -388,9 +390,12 @@ class PendingReleases:
         subscriber = self._subscribers.get(key)
         return subscriber is not None and bool(subscriber.streams) and not subscriber.is_leaving
 
-    def may_renew(self, key: SubscriberKey, now: float) -> bool:
+    def may_renew(self, key: SubscriberKey, now: float, *, nothing_moves: bool = False) -> bool:
         """Return whether the ownership of a subscriber may be renewed: it has a stream, which told it of clusters that
-        ended while it had none. One that gives no name has no clusters, and may receive some as it owns them."""
+        ended while it had none. One that gives no name has no clusters, and may receive some as it owns them.
+
+        `nothing_moves`: whether no cluster moves because of a source whose list is awaited.
+        """
         if not key.name:
             for other, behind in self._behind.items():
                 if other.caller == key.caller:
@@ -402,12 +407,12 @@ class PendingReleases:
         if subscriber.ended is not None and now >= subscriber.owned_at + OWNED_S:
             subscriber.ended = None
             self._note_told(key)
-        if subscriber.is_catching_up and subscriber.keeps_others:
+        if subscriber.keeps_others:
             # No cluster moves, but for no longer than its client may take to read what a large fleet has.
-            subscriber.told_by = min(subscriber.told_by, now + OWNED_S)
-            if now >= min(subscriber.told_by, subscriber.kept_at + OWNED_S):
+            subscriber.told_by = math.inf if nothing_moves else min(subscriber.told_by, now + OWNED_S)
+            if not nothing_moves and now >= min(subscriber.told_by, subscriber.kept_at + OWNED_S):
                 return False
-        elif subscriber.is_catching_up and self.unreached(now):
+        elif not subscriber.is_current and self.unreached(now):
             return False
         if not subscriber.is_told:
             subscriber.owned_at = subscriber.kept_at = now
@@ -417,7 +422,7 @@ class PendingReleases:
         """Return whether a subscriber may work in clusters that ended, or that other members own now, without a message
         to it: of an earlier run, or that ended while it waited for a source."""
         others = chain(self._behind.values(), self._without_stream().values())
-        return any(one.keeps_others and (one.is_renewed or one.kept_at + OWNED_S > now) for one in others)
+        return any(one.keeps_others and one.kept_at + OWNED_S > now for one in others)
 
     def note_unreached(self, cluster: Cluster, now: float) -> None:
         """Record the end of a cluster that subscribers without a stream are not told."""

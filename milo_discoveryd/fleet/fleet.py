@@ -44,15 +44,17 @@ class WaitingStreams:
         """Return whether any stream waits for the second list of a source."""
         return any(source in sources for sources in self._sources.values())
 
-    def may_keep(self, source: str, *, is_listed: bool, is_verified: bool) -> bool:
-        """Return whether a subscriber may keep clusters of a source that this run does not know.
+    def may_keep(self, source: str, *, is_listed: bool, is_shown: bool, is_verified: bool) -> bool:
+        """Return whether a subscriber waits for a source of which it may keep clusters that this run does not know.
 
-        `is_listed`: whether the source has a list of this run; `is_verified`: whether no second one is needed. The
-        subscriber of a stream that has ended keeps the clusters, and may reconnect.
+        `is_listed`: whether the source has a list of this run; `is_shown`: whether this is shown to subscribers;
+        `is_verified`: whether no second one is needed. The subscriber of a stream that has ended keeps the clusters,
+        and may reconnect. What a stream has still to send after that is not waited for: its client may not read it.
         """
         if source in self._former and not is_verified:
             return True
-        return (source in self._former_kept and not is_listed) or any(source in kept for kept in self._kept.values())
+        is_awaited = not is_shown and any(source in kept for kept in self._kept.values())
+        return is_awaited or (source in self._former_kept and not is_listed)
 
 
 class Fleet:
@@ -84,6 +86,19 @@ class Fleet:
     def synced(self) -> bool:
         """Whether every source is synced: see `SourceProgress.synced`."""
         return all(source.synced for source in self._sources.values())
+
+    @property
+    def awaits_lists(self) -> bool:
+        """Whether a subscriber waits for a source of which it may keep clusters: then no cluster moves."""
+        return any(
+            self.waiting.may_keep(
+                source.name,
+                is_listed=source.progress.is_complete,
+                is_shown=source.progress.is_complete and source.synced,
+                is_verified=source.first_list.is_verified,
+            )
+            for source in self._sources.values()
+        )
 
     def select(self, names: frozenset[str]) -> tuple[ClusterSource, ...]:
         """Return the sources of these names, or all if `names` is empty."""

@@ -11,7 +11,6 @@ from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.fleet.changes import steady_now
 from milo_discoveryd.fleet.fleet import Fleet
-from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import DisengageReason, source_of
@@ -228,7 +227,7 @@ class FleetAssignment:
         state file or before its source became stale, knows in a state from before the present owners.
         """
         is_newcomer = self._decisions is not None and self._decisions.ownership.is_newcomer
-        if (is_newcomer and not self._is_followed()) or any(map(self._may_be_kept, self._fleet.sources)):
+        if (is_newcomer and not self._is_followed()) or self._fleet.awaits_lists:
             return None
         if self._fleet.releases.may_keep_others(steady_now()):
             return None
@@ -241,10 +240,6 @@ class FleetAssignment:
         is_known = event.reason is DisengageReason.MOVED and event.cluster.draining is not None
         if not is_known and not any(source.clusters.is_lost for source in self._fleet.sources):
             self._fleet.releases.note_unreached(event.cluster, steady_now())
-
-    def _may_be_kept(self, source: ClusterSource) -> bool:
-        is_listed, is_verified = source.progress.is_complete, source.first_list.is_verified
-        return self._fleet.waiting.may_keep(source.name, is_listed=is_listed, is_verified=is_verified)
 
     def _is_engaged(self, name: str) -> bool:
         record = self._fleet[name]

@@ -302,7 +302,7 @@ class Service:
             name = request.subscriber and requests.subscriber(request.subscriber)
             # A subscriber without a stream is not told that a cluster moves.
             key, releases = SubscriberKey(call.identity, name), self._fleet.releases
-            is_told = releases.may_renew(key, steady_now())
+            is_told = releases.may_renew(key, steady_now(), nothing_moves=self._fleet.awaits_lists)
             valid_s = self.shard.valid_s() if self.shard is not None and is_told else None
         return pb.RenewOwnershipResponse(
             sharded=self.shard is not None, valid_for=None if valid_s is None else convert.duration(valid_s)

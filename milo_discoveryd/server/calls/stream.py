@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 
 import msgspec
 
@@ -230,12 +230,9 @@ class WatchStream:
     async def run(self) -> None:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down. Always raises."""
         async with self._sender.limited():
-            with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter):
+            with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._waiting():
                 async with self._awaited():
-                    try:
-                        await self._follow(waiter)
-                    finally:
-                        self._fleet.waiting.await_sources(self, frozenset())
+                    await self._follow(waiter)
 
     async def _follow(self, waiter: Waiter) -> None:
         opened_at = self._fleet.log.head
@@ -283,15 +280,13 @@ class WatchStream:
 
     def _note_current(self) -> None:
         assert self._subscription is not None
-        self._fleet.releases.note_current(self._subscription)
-        self._await_sources()
+        kept = self._resumption.kept_sources
+        self._fleet.releases.note_current(self._subscription, keeps_others=bool(kept))
 
     async def _begin(self, *, has_waited: bool) -> Cursor:
         # After heartbeats of a stream that waits, a subscriber expects a snapshot.
         resume = None if has_waited else await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
-        if self._subscription is not None:
-            self._await_sources()
         if resume is not None and cursor.is_following:
             await self._resume(cursor, resume)
         else:
@@ -325,7 +320,6 @@ class WatchStream:
 
     async def _update_pending(self) -> bool:
         """Compute the sources that are not shown to the subscriber yet. Return whether they changed."""
-        self._await_sources()
         steps = self._resumption.compare_lists(self._clock())
         is_changed = await self._options.turns.complete(steps, self._view.call.quota_keys)
         if is_changed and self._subscription is not None:
@@ -337,8 +331,7 @@ class WatchStream:
     def _await_sources(self) -> None:
         kept = self._resumption.kept_sources
         if self._subscription is not None:
-            is_waiting = bool(kept) or self.cursor is None
-            self._fleet.releases.await_sources(self._subscription, keeps_others=bool(kept), is_waiting=is_waiting)
+            self._fleet.releases.await_sources(self._subscription, keeps_others=bool(kept))
         self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), kept)
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
@@ -397,6 +390,18 @@ class WatchStream:
 
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Let the clusters count that the subscriber keeps, from before the stream waits for its first turn."""
+        kept = self._resumption.kept_sources
+        if self._subscription is not None:
+            self._subscription.keeps_others = bool(kept)
+        self._fleet.waiting.await_sources(self, frozenset(), kept)
+        try:
+            yield
+        finally:
+            self._fleet.waiting.await_sources(self, frozenset())
 
     @asynccontextmanager
     async def _awaited(self) -> AsyncIterator[None]:

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.engagement.pending_releases import OWNED_S
 from milo_discoveryd.fleet.changes import steady_now
 from milo_discoveryd.fleet.source import ClusterSource
+from milo_discoveryd.log.change_notifier import ReadingTurns
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.server.calls.revision import _digest
@@ -218,12 +220,67 @@ async def test_no_cluster_of_a_source_that_is_listed_moves_before_a_stream_that_
     async with harness.subscriber(**OF_AN_EARLIER_RUN, accepts_pending_sources=True) as mine:
         await mine.until_synced()
         (subscriber,) = harness.fleet.releases._subscribers.values()
-        await eventually(lambda: subscriber.is_told)
+        await eventually(lambda: subscriber.is_current)
         sent = hold_batches(monkeypatch)
         listing(eu, ready("eu#beta"))
-        await eventually(lambda: not subscriber.is_told)
+        await eventually(lambda: not subscriber.is_current)
         assert assignment.lost() is None
         sent.set()
+        await mine.until_synced()
+        await eventually(lambda: assignment.lost() is not None)
+
+
+@pytest.mark.parametrize("subscriber", ["operator", ""])
+async def test_stream_that_went_on_without_a_source_and_is_not_read_delays_moves_no_longer_than_its_client_may_work(
+    subscriber: str, harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known by reading: its member acknowledged no view for as long as the stream lasted."""
+    harness.service.shard = Shard()
+    eu = new_source(Ledger(), fleet=harness.fleet, name="eu", removals=RemovalLimits())
+    assignment = FleetAssignment(harness.fleet, 30.0)
+    harness.listed(ready("alpha"))
+    assign(assignment, ALONE)
+    request = OF_AN_EARLIER_RUN | {"subscriber": subscriber, "confirm_releases": bool(subscriber)}
+    async with harness.client() as stub, harness.subscriber(**request, accepts_pending_sources=True) as mine:
+        await mine.until_synced()
+        (stream,) = harness.service.streams
+        renewed = await stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber=subscriber))
+        assert renewed.HasField("valid_for")
+        hold_batches(monkeypatch)
+        harness.seen(ready("beta"))
+        await eventually(lambda: stream.cursor is not None and not stream.lag)
+        assert assignment.lost() is None
+        listing(eu, ready("eu#gamma"))
+        assert harness.fleet.waiting._kept, "the stream has not taken the list"
+        for each in harness.fleet.releases._subscribers.values():
+            assert assignment.lost() is None
+            each.kept_at = each.owned_at = steady_now() - OWNED_S
+        assert assignment.lost() is not None
+        renewed = await stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber=subscriber))
+        assert renewed.HasField("valid_for") is not bool(subscriber)
+
+
+async def test_no_cluster_moves_before_the_first_turn_of_a_stream_whose_subscriber_keeps_clusters_of_an_earlier_run(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known by reading: the ownership of its subscriber was renewed, while others engaged what it worked in."""
+    harness.service.shard = Shard()
+    assignment = FleetAssignment(harness.fleet, 30.0)
+    harness.listed(ready("alpha"))
+    assign(assignment, ALONE)
+    has_turn, complete = asyncio.Event(), ReadingTurns.complete
+
+    async def held(self: ReadingTurns, *arguments: Any) -> Any:
+        await has_turn.wait()
+        return await complete(self, *arguments)
+
+    monkeypatch.setattr(ReadingTurns, "complete", held)
+    async with harness.client() as stub, harness.subscriber(**OF_AN_EARLIER_RUN) as mine:
+        await eventually(lambda: harness.fleet.releases._subscribers)
+        renewed = await stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber="operator"))
+        assert renewed.HasField("valid_for")
+        assert assignment.lost() is None
+        has_turn.set()
         await mine.until_synced()
         await eventually(lambda: assignment.lost() is not None)
 

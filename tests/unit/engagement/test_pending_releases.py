@@ -24,6 +24,7 @@ from milo_kube.label_selector import parse
 from tests.unit.fleet.fleets import cluster, finish
 
 CONFIRMING = Filter(confirms_releases=True)
+NARROW = Filter(names=frozenset("b"), confirms_releases=True)
 DRAINING = Drain(DisengageReason.NOT_READY, "degraded", 0.0)
 ONE, TWO = SubscriberKey("caller", "one"), SubscriberKey("caller", "two")
 
@@ -352,13 +353,14 @@ def sharded(began_at: float = 0.0) -> PendingReleases:
 
 def waiting(releases: PendingReleases, at: float = 0.0) -> Subscription:
     """Return a stream of a subscriber that keeps clusters of an earlier run, whose source has no list yet."""
-    finish(releases.open(of := stream(is_current=False), at))
-    releases.await_sources(of, keeps_others=True, is_waiting=True)
+    of = stream(is_current=False)
+    of.keeps_others = True
+    finish(releases.open(of, at))
     return of
 
 
 def shown(releases: PendingReleases, of: Subscription) -> None:
-    releases.await_sources(of, keeps_others=False, is_waiting=False)
+    releases.await_sources(of, keeps_others=False)
 
 
 def test_ownership_is_renewed_while_nothing_moves_because_of_sources_that_are_not_shown_to_the_subscriber_yet() -> None:
@@ -366,7 +368,7 @@ def test_ownership_is_renewed_while_nothing_moves_because_of_sources_that_are_no
     of = waiting(releases)
     for at in (1.0, 1000.0):
         releases.note_unreached(cluster("a"), at)
-        assert ([*releases.unreached(at)], releases.may_renew(ONE, at)) == ([], True)
+        assert ([*releases.unreached(at)], releases.may_renew(ONE, at, nothing_moves=True)) == ([], True)
         assert releases.may_keep_others(at)
     shown(releases, of)
     assert releases.may_keep_others(999.9 + OWNED_S)
@@ -379,7 +381,7 @@ def test_nothing_moves_after_a_stream_broke_that_waited_for_a_source_until_its_s
     """Found by an audit: once the source was listed, what the subscriber worked in was engaged elsewhere."""
     releases = sharded()
     of = waiting(releases)
-    assert releases.may_renew(ONE, 50.0)
+    assert releases.may_renew(ONE, 50.0, nothing_moves=True)
     shown(releases, of)
     releases.close(of, 55.0)
     assert releases.may_keep_others(49.9 + OWNED_S)
@@ -392,8 +394,45 @@ def test_nothing_moves_after_a_stream_broke_that_waited_for_a_source_until_its_s
     releases.close(again, 61.0)
     assert not releases.may_keep_others(61.0)
     finish(releases.open(again := stream(is_current=False), 62.0))
-    releases.await_sources(again, keeps_others=True, is_waiting=True)
+    releases.await_sources(again, keeps_others=True)
     assert not releases.may_keep_others(62.0), "it has only clusters of this run"
+
+
+def test_stream_that_went_on_without_a_source_is_waited_for_no_longer_than_its_client_may_take_to_read_its_list() -> (
+    None
+):
+    """Known by reading: while its client read nothing, it was taken for one that waits for the source."""
+    releases = sharded()
+    of = waiting(releases)
+    releases.note_current(of, keeps_others=True)
+    assert releases.may_renew(ONE, 99.0, nothing_moves=True)
+    for at in range(100, 300, 10):
+        is_owner = at < 100.0 + OWNED_S
+        assert releases.may_renew(ONE, float(at)) is is_owner
+        assert releases.may_keep_others(float(at)) is (at < 130.0 + OWNED_S)
+
+
+def test_what_a_subscriber_keeps_counts_from_when_its_stream_is_opened_whether_this_or_another_one_waits_for_it() -> (
+    None
+):
+    """Known by reading: before a stream had its first turn, nothing counted of what its subscriber kept."""
+    for is_beside in (False, True):
+        releases = sharded()
+        if is_beside:
+            finish(releases.open(stream(is_current=False), 0.0))
+        waiting(releases, OWNED_S - 0.1)
+        assert releases.may_renew(ONE, OWNED_S - 0.1)
+        assert releases.may_keep_others(2 * OWNED_S - 0.2)
+
+
+def test_end_counts_for_a_stream_that_keeps_nothing_beside_one_that_does() -> None:
+    releases = sharded()
+    finish(releases.open(stream(view=NARROW, is_current=False), 0.0))
+    releases.note_current(of := waiting(releases))
+    releases.note_unreached(cluster("b"), 1.0)
+    shown(releases, of)
+    assert not releases.may_keep_others(1.0)
+    assert [*releases.unreached(1.0)] == ["b"]
 
 
 def test_subscriber_that_has_stopped_before_it_connects_keeps_nothing() -> None:
@@ -410,7 +449,7 @@ def test_client_that_does_not_read_what_it_has_to_be_told_is_not_renewed_for_eve
     """Found by an audit: as long as a stream was not read, its member acknowledged no view."""
     releases = sharded()
     of = waiting(releases)
-    assert releases.may_renew(ONE, 100.0)
+    assert releases.may_renew(ONE, 100.0, nothing_moves=True)
     shown(releases, of)
     assert releases.may_renew(ONE, 100.0)
     assert releases.may_renew(ONE, 99.9 + OWNED_S)
@@ -496,9 +535,9 @@ def test_client_that_is_forgotten_early_again_and_again_is_not_renewed_for_ever(
 def test_source_that_is_listed_later_is_told_to_a_stream_that_went_on_without_it() -> None:
     releases = sharded()
     of = waiting(releases)
-    releases.note_current(of)
-    releases.await_sources(of, keeps_others=True, is_waiting=True)
+    releases.note_current(of, keeps_others=True)
     assert not [*releases.unreached(1.0)]
+    assert releases.may_renew(ONE, 100.0, nothing_moves=True)
     releases.note_behind(of, 100.0)
     shown(releases, of)
     assert releases.may_keep_others(99.9 + OWNED_S)
@@ -536,9 +575,6 @@ def test_renewal_without_a_name_extends_nothing_that_a_subscriber_keeps_of_an_ea
     shown(releases, waiting(releases))
     assert releases.may_renew(SubscriberKey("caller", ""), 30.0)
     assert not releases.may_keep_others(OWNED_S)
-
-
-NARROW = Filter(names=frozenset("b"), confirms_releases=True)
 
 
 @pytest.mark.parametrize("change", ["another filter", "another filter, beside another stream", "other rights"])
@@ -642,7 +678,7 @@ def test_second_stream_keeps_what_the_subscriber_keeps_also_if_the_first_one_end
     """Found by a reader: for as long as it waited for its turn, a view could be acknowledged."""
     releases = sharded()
     of = waiting(releases)
-    assert releases.may_renew(ONE, 50.0)
+    assert releases.may_renew(ONE, 50.0, nothing_moves=True)
     finish(releases.open(stream(is_current=False), 50.0))
     releases.close(of, 51.0)
     assert releases.may_keep_others(49.9 + OWNED_S)
@@ -693,7 +729,7 @@ def test_subscriber_that_was_forgotten_early_and_returns_may_work_on_in_what_it_
     """Found by a reader: it counted as a new one, and what it had from an earlier run, or by another filter, moved."""
     releases = sharded(began_at)
     of = waiting(releases, began_at)
-    assert releases.may_renew(ONE, 40.0)
+    assert releases.may_renew(ONE, 40.0, nothing_moves=True)
     of.filter_bytes = REMEMBERED_FILTER_BYTES + 1
     releases.close(of, 41.0)
     assert not releases.knows(ONE)
@@ -738,7 +774,7 @@ def test_many_subscribers_that_are_forgotten_early_are_remembered_as_one() -> No
     releases = sharded()
     for number in range(3 * REMEMBERED_EACH):
         finish(releases.open(of := stream(SubscriberKey("caller", str(number)), is_current=False), 0.0))
-        releases.await_sources(of, keeps_others=number == 0, is_waiting=True)
+        releases.await_sources(of, keeps_others=number == 0)
         releases.close(of, 1.0)
     assert len(releases._subscribers) <= REMEMBERED_EACH + 1
     assert releases.may_keep_others(-0.1 + OWNED_S)

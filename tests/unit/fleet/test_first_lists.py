@@ -62,15 +62,16 @@ def test_stream_counts_as_waiting_while_it_awaits_a_source() -> None:
 def test_subscriber_may_keep_clusters_until_the_source_is_shown_to_it_or_its_list_is_verified() -> None:
     waiting, stream = WaitingStreams(), object()
 
-    def may_keep(*, is_listed: bool, is_verified: bool = False) -> bool:
-        return waiting.may_keep("eu", is_listed=is_listed, is_verified=is_verified)
+    def may_keep(*, is_listed: bool, is_shown: bool = False, is_verified: bool = False) -> bool:
+        return waiting.may_keep("eu", is_listed=is_listed, is_shown=is_shown, is_verified=is_verified)
 
     assert not may_keep(is_listed=False)
     waiting.await_sources(stream, frozenset(), frozenset(["eu"]))
     assert (len(waiting), waiting.is_any_for("eu")) == (0, False)
     assert may_keep(is_listed=False)
-    assert may_keep(is_listed=True), "its stream has not been compared with the list yet"
-    assert not waiting.may_keep("us", is_listed=False, is_verified=False)
+    assert may_keep(is_listed=True), "it is not assigned yet"
+    assert not may_keep(is_listed=True, is_shown=True), "its stream may be one that is not read"
+    assert not waiting.may_keep("us", is_listed=False, is_shown=False, is_verified=False)
     waiting.await_sources(stream, frozenset())
     assert may_keep(is_listed=False), "the subscriber may reconnect"
     assert not may_keep(is_listed=True)
