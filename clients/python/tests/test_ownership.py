@@ -48,17 +48,18 @@ UNREADABLE = pb.RenewOwnershipResponse(sharded=True, valid_for=Duration(seconds=
 
 
 class Connector:
-    """A function that opens channels, or raises Unavailable while `is_refused` is set."""
+    """A function that opens channels, or raises an error, by default Unavailable, while `is_refused` is set."""
 
-    def __init__(self, connect) -> None:
+    def __init__(self, connect, error=None) -> None:
         self._connect = connect
+        self.error = error or Unavailable("cannot connect", code="UNAVAILABLE")
         self.is_refused = False
         self.refused = 0
 
     def __call__(self, target: str):
         if self.is_refused:
             self.refused += 1
-            raise Unavailable("cannot connect", code="UNAVAILABLE")
+            raise self.error
         return self._connect(target)
 
 
@@ -179,6 +180,36 @@ class TestWatch:
             reading = asyncio.create_task(anext(watch))
             await daemon_stream(daemon, sharded(snapshot("7", engaged("a"))))
             assert (await reading).type is EventType.ENGAGED
+
+    async def test_unexpected_error_of_a_renewal_does_not_end_the_renewals(self, daemon, caplog):
+        daemon.ownership = SHORT
+        connect = Connector(grpc.aio.insecure_channel, OSError(24, "Too many open files"))
+        async with DiscoveryClient(daemon.address, backoff=AT_ONCE, connect=connect) as client, client.watch() as watch:
+            stream = await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            connect.is_refused = True
+            await eventually(lambda: connect.refused > 0)
+            connect.is_refused = False
+            await asyncio.sleep(2 * SHORT.valid_for.seconds)
+            stream.send(following("1", "2", disengaged("a", pb.DISENGAGE_REASON_MOVED)))
+            assert (await anext(watch)).reason is DisengageReason.MOVED
+        assert {record.getMessage() for record in caplog.records} == {"the ownership was not renewed; retrying"}
+
+    async def test_ownership_is_renewed_and_its_loss_reported_if_no_thread_can_be_started(
+        self, client, daemon, monkeypatch
+    ):
+        async def not_started(_):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr("milo_discovery.watch.run_in_thread", not_started)
+        daemon.ownership = SHORT
+        async with client.watch() as watch:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            await eventually(lambda: daemon.renewals > 2)
+            assert watch.is_owner
+            daemon.ownership = NONE
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
 
     async def test_ownership_expires_if_the_machine_is_suspended_while_a_renewal_connects(self, daemon, monkeypatch):
         asleep = [0.0]

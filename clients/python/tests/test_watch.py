@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 from milo_discovery import (
+    Connected,
     Disconnected,
     DiscoveryClient,
     FieldViolation,
@@ -19,6 +20,7 @@ from milo_discovery import (
     PermissionDenied,
     PreconditionFailed,
     StreamBroken,
+    Synced,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -196,6 +198,20 @@ class TestReconnecting:
             assert second.request.resume_revision == "1"
             second.send(following("1", "2", engaged("b")))
             assert await reader == ["ENGAGED b"]
+
+    async def test_reconnect_reports_the_loss_of_the_stream_before_the_next_one_is_answered(self, client, daemon):
+        async with client.watch() as watch:
+            feed = watch.feed()
+            await begin(daemon, snapshot("1"))
+            assert [type(await anext(feed)) for _ in range(2)] == [Connected, Synced]
+            again = asyncio.create_task(watch.reconnect())
+            async with asyncio.timeout(5):
+                lost = await anext(feed)
+            assert isinstance(lost, Disconnected)
+            assert not watch.connected
+            await begin(daemon, following("1", "1"))
+            await again
+            assert isinstance(await anext(feed), Connected)
 
 
 class TestErrors:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import grpc
 
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call, understood
 from milo_discovery._ownership import boottime
-from milo_discovery._subscription import StreamSubscription, WatchState
+from milo_discovery._subscription import StreamSubscription, WatchState, log
 from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster, SourceFreshness
@@ -74,6 +74,10 @@ class Watch(WatchState):
 
     async def reconnect(self) -> None:
         """Close the stream, and return once a new one is connected. It resumes from the last revision if possible."""
+        if self.connected and not self._closed:
+            # Reported now: without an answer to the next stream, nothing is for as long as a stream may be silent.
+            self._subscription.stream_lost(StreamBroken("`reconnect` was called"), asyncio.get_running_loop().time())
+            self._signal.notify()
         await self._stop_reading()
         if not await self._read_until(lambda: self.connected):
             raise RuntimeError("the watch is closed")
@@ -246,9 +250,8 @@ class Watch(WatchState):
             # Disengages clusters that were engaged before the daemon was sharded.
             self._subscription.ownership_ended()
             self._signal.notify()
-        # Runs in a thread, so that a blocked event loop cannot lose the ownership.
         keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
-        self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
+        self._keeper = asyncio.create_task(_in_thread(keep), name="milo-discovery ownership")
         self._keeper.add_done_callback(self._keeper_ended)
 
     async def _keep_ownership(self, loop: asyncio.AbstractEventLoop, *, was_owner: bool) -> None:
@@ -260,10 +263,14 @@ class Watch(WatchState):
             asked_at = boottime()
             # Expired ownership is not renewed before the watch has disengaged all clusters.
             if not was_owner or self._is_held:
-                with suppress(DiscoveryError):  # Without a connection, the last response expires.
+                try:
                     # A new channel per call: a channel that lost its connection has a reconnect backoff.
                     async with self._connect_in_thread() as channel:
                         await self._renew_ownership(channel, asked_at)
+                except DiscoveryError:
+                    pass  # Without a connection, the last response expires.
+                except Exception:  # noqa: BLE001  (such as that no file can be opened: later renewals may succeed)
+                    log.exception("the ownership was not renewed; retrying")
             if was_owner != self._is_held:
                 await run_on(loop, partial(self._ownership_changed, ended=was_owner))
                 was_owner = not was_owner
@@ -279,3 +286,12 @@ class Watch(WatchState):
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         if self._keeper is keeper:
             self._keeper = None
+
+
+async def _in_thread(keep: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Keep the ownership in a thread, so that a blocked event loop cannot lose it; here if no thread can be started."""
+    try:
+        await run_in_thread(keep)
+    except Exception:  # noqa: BLE001  (such as that no file can be opened)
+        log.exception("the ownership is renewed on the event loop of the watch, which must not be blocked")
+        await keep()
