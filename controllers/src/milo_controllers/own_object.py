@@ -21,14 +21,18 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Outdated(msgspec.Struct, frozen=True):
-    """A subresource was written whose response is not the object, such as a Scale: only the API server has it."""
+    """A write was answered without the object, such as with a Scale, or a deletion without saying whether it is
+    complete: only the API server has it."""
+
+    last: Document | None = None
+    """The object before its deletion, if that is known."""
 
 
 class Deleted(msgspec.Struct, frozen=True):
     """This reconcile deleted the object, or removed the last finalizer for which its deletion waited."""
 
     last: Document | None = None
-    """The object at its end, if the write that ended it returned it."""
+    """The object at its end, if that is known."""
 
 
 OwnObject = Unwritten | Written | Outdated | Deleted
@@ -43,12 +47,26 @@ def after_write(subresource: str, response: Document) -> OwnObject:
     return Deleted(response) if _is_terminating(response) and not _is_waiting(response) else Written(response)
 
 
-def after_deletion(response: Document | None) -> OwnObject:
+def after_deletion(response: Document | None, last: Document | None = None) -> OwnObject:
     """Return what is known of the object after a deletion: it exists while it waits for finalizers or its grace period.
 
-    `response` is that of the API server: the object, or a Status; None if the object did not exist.
+    `response` is that of the API server: the object, or a Status; None if the object did not exist. `last` is what was
+    known of it before.
     """
-    return Written(response) if response and _is_terminating(response) and _is_waiting(response) else Deleted()
+    if response is None:
+        return Deleted(last)
+    if _is_terminating(response) and _is_waiting(response):
+        return Written(response)
+    deleted = deleted_uid(response)
+    if not deleted and response.get("kind") == "Status":
+        return Outdated(last)
+    return Deleted(last if last and deleted in ("", last["metadata"]["uid"]) else None)
+
+
+def deleted_uid(response: Document) -> str:
+    """Return the UID of the object whose deletion was answered so; empty if the response does not say it."""
+    details = response.get("details") if response.get("kind") == "Status" else response.get("metadata")
+    return str((details or {}).get("uid") or "")
 
 
 def _is_terminating(response: Document) -> bool:

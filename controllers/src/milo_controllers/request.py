@@ -39,7 +39,16 @@ from milo_controllers.kinds import (
 from milo_controllers.object_cache import Place
 from milo_controllers.object_patch import merge_patch
 from milo_controllers.options import check_options
-from milo_controllers.own_object import UNWRITTEN, Deleted, Outdated, OwnObject, Written, after_deletion, after_write
+from milo_controllers.own_object import (
+    UNWRITTEN,
+    Deleted,
+    Outdated,
+    OwnObject,
+    Written,
+    after_deletion,
+    after_write,
+    deleted_uid,
+)
 from milo_controllers.own_writes import Write
 from milo_controllers.work_queue import Work
 from milo_controllers.write_holds import WrittenCluster
@@ -366,20 +375,20 @@ class Request(Generic[ObjectT]):
         if dry_run:
             body["dryRun"] = ["All"]  # in the query, kube-apiserver ignores it beside a body
         kind, place = kind_of(kind), (self._default(namespace), name)
+        cached_uid, last = self._cached_uid(kind, place), self._last_known() if self._is_own(kind, place) else None
         try:
             answer: Document | None = await self._member.api.send("DELETE", kind.path(name, place[0]), body=body)
         except NotFound:
             answer = None
         if dry_run:
             return
-        left = after_deletion(answer)
+        left = after_deletion(answer, last)
         if isinstance(left, Written):
             self._noted(kind, left.document)
         elif answer is not None:
-            details = answer.get("details") if answer.get("kind") == "Status" else answer.get("metadata")
-            found = str((details or {}).get("uid") or uid or "")
-            last = self.writes.get((kind.resource, *place))
-            self.writes[kind.resource, *place] = Write.of_deletion(kind.resource, place, found, last)
+            before = self.writes.get((kind.resource, *place))
+            deleted = deleted_uid(answer) or uid or (before.uid if before else cached_uid)
+            self.writes[kind.resource, *place] = Write.of_deletion(kind.resource, place, deleted, before)
         if self._is_own(kind, place):
             self._own = left
             if isinstance(left, Deleted):
@@ -463,6 +472,8 @@ class Request(Generic[ObjectT]):
         """
         check_options("event", reason=reason, note=note, type=type, action=action)
         try:
+            if isinstance(self._own, Outdated):
+                await self._read_own()
             ended = self._own.last if isinstance(self._own, Deleted) else None
             regarding = ended or await self._whole_document()
         except (ControllerError, ClusterApiError, DiscoveryError) as error:
@@ -522,7 +533,8 @@ class Request(Generic[ObjectT]):
         return cached is None or cached.version != write.version or not self._member.view.is_partial(self.kind)
 
     async def _read_own(self) -> None:
-        before, found = self._own, cast(OwnObject, Deleted())
+        before = self._own
+        found: OwnObject = Deleted(before.last if isinstance(before, Outdated) else None)
         with suppress(NotFound):
             found = Written(await self.read(self.kind, self.name, self.namespace))
         if self._own is before or isinstance(self._own, Outdated):  # nothing newer was written meanwhile
@@ -551,6 +563,23 @@ class Request(Generic[ObjectT]):
         if self._observed is not None and self._observed.uid not in ("", uid):
             raise Conflict(409, "Conflict", f"{self!r}: another object has this name since `get` returned it")
         return uid
+
+    def _last_known(self) -> Document | None:
+        """Return the object as it is known before it is deleted, with what an event says of it; None if that is not
+        known."""
+        if isinstance(self._own, Deleted | Outdated):
+            return self._own.last
+        try:
+            found = self._document()
+        except (ControllerError, ClusterApiError):
+            return None
+        # What is cached of a part may lack them, or have the kind of the representation with metadata alone.
+        is_described = found.get("apiVersion") == self.kind.api_version and found.get("kind")
+        return found if is_described and found["metadata"].get("uid") else None
+
+    def _cached_uid(self, kind: Kind[Any], place: Place) -> str:
+        caches = (held.cache for held in self._member.informers.values() if held.key.resource == kind.resource)
+        return next((found.uid for cache in caches if (found := cache.get(*place)) is not None), "")
 
     async def _whole_document(self) -> Document:
         """Return the object with its kind and status, which a partial cache may lack. Raises NotFound."""

@@ -192,6 +192,70 @@ async def test_object_whose_last_finalizer_the_reconcile_removed_is_gone() -> No
     assert recorded == [api.stored]
 
 
+def recorded_events(request: Request[Document]) -> list[str]:
+    """Return the UIDs of the objects of which events are recorded from now on, and `lost` for each that is not."""
+    uids: list[str] = []
+
+    async def record(regarding: Document, *_: object) -> None:
+        uids.append(regarding["metadata"]["uid"])
+
+    request._member.events.record = record  # type: ignore[method-assign]
+    request._member.events.lost = lambda *_: uids.append("lost")  # type: ignore[method-assign]
+    return uids
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (STATUS, "u"),
+        ({**STATUS, "details": None}, "u"),
+        (NotFound(404, "NotFound", "there is none"), "u"),
+        ({**DEPLOYMENT, "metadata": {**METADATA, "finalizers": []}}, "u"),
+        ({**STATUS, "details": {"uid": "another"}}, "lost"),
+    ],
+    ids=["status", "status-without-uid", "not-found", "object", "another"],
+)
+async def test_event_of_the_object_is_recorded_after_its_deletion(
+    response: Document | Exception, expected: str
+) -> None:
+    class DeletingApi(FakeApi):
+        async def send(self, method: str, path: str, query: object = (), body: Any = None, **_: object) -> Document:
+            if method == "GET" or isinstance(response, Exception):
+                raise NotFound(404, "NotFound", "there is none")
+            return response
+
+    request = request_to(DeletingApi())
+    uids = recorded_events(request)
+    assert await request.get() is not None
+    await request.delete("apps/v1/deployments", "d")
+    await request.event("Expired", "it was deleted")
+    await request.delete("apps/v1/deployments", "d")
+    await request.event("Expired", "it was deleted again")
+    assert uids == [expected] * 2
+    assert await request.get() is None
+
+
+@pytest.mark.parametrize("part", [{"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"}, {}])
+async def test_event_of_a_deleted_object_whose_kind_is_not_cached_is_lost(part: Document) -> None:
+    request = request_to(FakeApi())
+    uids = recorded_events(request)
+    request._member.view.document = lambda *_: {**part, "metadata": METADATA}  # type: ignore[method-assign]
+    await request.delete("apps/v1/deployments", "d")
+    await request.event("Expired", "it was deleted")
+    assert uids == ["lost"]
+
+
+async def test_object_whose_deletion_is_answered_without_uid_is_read_again_and_the_cached_one_recorded() -> None:
+    """The caches still had the object when it was reconciled next, and it was found."""
+    api = FakeApi()
+    api.response_to_delete = {**STATUS, "details": {"name": "d"}}
+    request = request_to(api)
+    await request.delete("apps/v1/deployments", "d")
+    assert list(request.writes.values()) == [Write("apps/v1/deployments", ("default", "d"), "u", "")]
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, **TERMINATING}}
+    assert await request.get() == api.stored
+
+
 async def test_deletion_is_recorded_with_the_write_before_it() -> None:
     api = FakeApi()
     request = request_to(api)
