@@ -12,7 +12,7 @@ import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.credential_budget import CredentialBudget
-from milo_discoveryd.kubeconfigs.credential_lease import LEAST_RENEWAL_S, CredentialLease, Draw
+from milo_discoveryd.kubeconfigs.credential_lease import LEAST_RENEWAL_S, RENEWAL, CredentialLease, Draw
 from milo_discoveryd.model.cluster import Cluster, without_content
 
 UNAWAITED_S = 120.0
@@ -152,7 +152,9 @@ class LeaseTable:
         the users who write its object choose how often that changes."""
         entry = self._entries.get(key)
         if entry is None:
-            least_s = 0.0 if cluster is None else LEAST_RENEWAL_S
+            # A caller may ask for short lifetimes, and then gets the next credential in time.
+            asked_s = RENEWAL[0] * key.ttl_s or LEAST_RENEWAL_S
+            least_s = 0.0 if cluster is None else min(asked_s, LEAST_RENEWAL_S)
             lease = CredentialLease(self._draw, least_renewal_s=least_s)
             self._entries[key] = entry = LeaseEntry(key, cluster, lease)
             if cluster is not None:

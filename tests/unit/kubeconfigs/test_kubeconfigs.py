@@ -352,6 +352,28 @@ async def test_unused_credential_lease_is_not_renewed_indefinitely(monkeypatch: 
 
 
 @in_virtual_time
+async def test_caller_that_asks_for_a_short_lifetime_gets_a_credential_at_any_time() -> None:
+    """Found by a reader: after the first ones, there was none for half of the time."""
+    backend = Backend(Scope.CLUSTER, takes_ttl=True)
+    async with issuing(backend) as kubeconfigs:
+        for _ in range(600):
+            await got(kubeconfigs, ttl_s=10)
+            await asyncio.sleep(0.1)
+    assert 10 <= len(backend.asked) <= 20
+
+
+@in_virtual_time
+async def test_credentials_of_a_cluster_that_are_valid_for_less_than_a_caller_asks_are_requested_at_intervals() -> None:
+    backend = Backend(Scope.CLUSTER, life_s=0.4, takes_ttl=True)
+    async with issuing(backend) as kubeconfigs:
+        for _ in range(600):
+            with suppress(CredentialUnavailableError):
+                await got(kubeconfigs, ttl_s=600)
+            await asyncio.sleep(0.1)
+    assert 4 <= len(backend.asked) <= 5
+
+
+@in_virtual_time
 async def test_credentials_of_a_cluster_that_expire_at_once_are_requested_at_intervals() -> None:
     backend = Backend(Scope.CLUSTER, life_s=0.4)
     async with issuing(backend) as kubeconfigs:
