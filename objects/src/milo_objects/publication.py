@@ -331,7 +331,7 @@ class StreamPublication:
     @property
     def is_settled(self) -> bool:
         """Whether all that is known is in the stream."""
-        return not self._sent and all(
+        return not (self._sent or self._ready) and all(
             isinstance(cluster.phase, WritingStream) and not cluster.record.is_pending and not scope.pending
             for cluster in self.clusters.values()
             for scope in cluster.scopes.values()

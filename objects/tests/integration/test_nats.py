@@ -260,10 +260,9 @@ async def test_killed_server_delays_changes_and_loses_none(world: World) -> None
         await eventually(lambda: names(objects) == {f"n{number}" for number in range(10)})
         await settled(publisher)
         assert publisher.publication.stored["object"] == 12
-        assert [text.partition(":")[0] for text in world.reports] == [
-            "publishing is interrupted",
-            "publishing continues",
-        ]
+        # The first is reported again with another reason if the server starts slowly.
+        reports = [*dict.fromkeys(text.partition(":")[0] for text in world.reports)]
+        assert reports == ["publishing is interrupted", "publishing continues"]
 
 
 async def test_unexpected_error_about_one_cluster_delays_no_other(
@@ -754,9 +753,8 @@ async def test_dead_publisher_of_a_shard_group_is_not_hidden_by_another_member(
             await settled(dying)
             await eventually(lambda: objects.view("v1/namespaces").synced == 2 and isinstance(objects.fleet, Synced))
             await eventually(lambda: not objects.view("v1/namespaces").outdated)
-        await eventually(lambda: objects.view("v1/namespaces").outdated)
+        await eventually(lambda: set(objects.view("v1/namespaces").outdated) == {"of-one"})
         view = objects.view("v1/namespaces")
-        assert set(view.outdated) == {"of-one"}
         assert "publisher one has not been heard since" in view.outdated["of-one"].problem
         assert isinstance(view.fleet, Stale)
         assert view.fleet.problem == view.outdated["of-one"].problem
@@ -919,9 +917,8 @@ async def test_stale_source_is_stale_for_readers_and_silences_no_other(
     async with world.publisher(), world.reader() as objects:
         await eventually(lambda: objects.view("v1/namespaces").synced == 2 and isinstance(objects.fleet, Synced))
         world.fleet.problems = {"a": "", "b": "the source is stale: no answer"}
-        await eventually(lambda: objects.view("v1/namespaces").outdated)
+        await eventually(lambda: set(objects.view("v1/namespaces").outdated) == {"b#web"})
         assert objects.fleet.problem == "b: the source is stale: no answer"
-        assert set(objects.view("v1/namespaces").outdated) == {"b#web"}
         world.fleet.end("a#web")
         await eventually(lambda: set(objects.clusters) == {"b#web"})
         world.fleet.problems = {"a": "", "b": ""}

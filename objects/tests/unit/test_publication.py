@@ -479,6 +479,15 @@ def test_scope_of_which_another_publisher_has_written_is_read_again() -> None:
     assert state_in(publishing) == Synced(NOW)
 
 
+def test_publication_is_settled_once_the_stream_has_the_state_of_each_scope() -> None:
+    """Found in tests of a busy machine: a publisher was stopped before it had written that a scope is SYNCED."""
+    publishing = Publishing()
+    publishing.put("a")
+    while not publishing.publication.is_settled:
+        publishing.write(most=1)
+    assert state_in(publishing) == Synced(NOW)
+
+
 def test_cluster_in_which_much_changes_delays_no_other() -> None:
     publishing = Publishing()
     publication = publishing.publication
