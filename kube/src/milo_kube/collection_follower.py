@@ -187,7 +187,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         return "synced" if self._sink.synced else "starting"
 
     async def run(self) -> None:
-        """List and watch until canceled. After the sink exceeded a limit, wait `retry_s` and list again."""
+        """List and watch until canceled. `retry_s` after the sink exceeded a limit, list again."""
         try:
             while True:
                 self._report()
@@ -201,7 +201,10 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
                     if not limit.expired():
                         raise
                 if self._exceeded:
-                    await asyncio.sleep(self._budget.limits.retry_s)
+                    exceeded_at = limit.when()  # closing the watch may have taken a while
+                    assert exceeded_at is not None
+                    now = asyncio.get_running_loop().time()
+                    await asyncio.sleep(exceeded_at + self._budget.limits.retry_s - now)
                     self._exceeded = ""
                     self.since = time.time()
                 self._list_watch = self._following()
@@ -216,7 +219,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
 
     def _end_attempt(self) -> None:
         if self._attempt is not None and not self._attempt.expired():
-            self._attempt.reschedule(0.0)
+            self._attempt.reschedule(asyncio.get_running_loop().time())
 
     def exceed(self, problem: str) -> None:
         """Drop the objects, and stop the list and watch."""

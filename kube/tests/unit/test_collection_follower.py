@@ -250,6 +250,24 @@ async def test_collection_that_was_dropped_before_its_follower_ran_is_listed_aft
     await asyncio.gather(following, return_exceptions=True)
 
 
+async def test_dropped_collection_is_listed_again_that_long_after_it_was_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found in tests of a busy machine: the time began only when the watch was closed."""
+    follower = Follower(Objects(), CacheBudget(CacheLimits(retry_s=3600.0)))
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(LIMIT_S):
+        await follower.listed.wait()
+    follower.listed.clear()
+    follower.exceed("too large")
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda time=loop.time: time() + 3600.0)
+    async with asyncio.timeout(LIMIT_S):
+        await follower.listed.wait()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
 @pytest.mark.parametrize("synced", [False, True])
 async def test_collection_that_is_read_again_after_a_silent_watch_has_no_problem_if_it_is_synced(synced: bool) -> None:
     objects = Objects()
