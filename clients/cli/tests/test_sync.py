@@ -38,6 +38,13 @@ async def until(predicate: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
+async def reported(process: asyncio.subprocess.Process, text: bytes) -> None:
+    """Wait for a line of stderr that contains the text."""
+    assert process.stderr is not None
+    while text not in (line := await process.stderr.readline()):
+        assert line, f"the process has ended without {text!r}"
+
+
 def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb.WatchClustersResponse:
     return messages.snapshot(revision, *events, synced=synced, source=STREAMING)
 
@@ -60,11 +67,13 @@ def of_others(names: str, token: str | None = "other") -> list[pb.ClusterEvent]:
 
 
 def sync(daemon, path: Path, *arguments: str):
-    """Run `sync` with SECOND_LOOK_S reduced to 0.1 s, and RECENT_S to 1 s."""
+    """Run `sync` with SECOND_LOOK_S reduced to 0.1 s, and as if it had begun RECENT_S before."""
     site = path.parent / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(
-        "from milo_discovery import removals\nremovals.SECOND_LOOK_S, removals.RECENT_S = 0.1, 1.0\n"
+        "from milo_discovery import removals\n"
+        "begin, removals.SECOND_LOOK_S = removals.Removals.__init__, 0.1\n"
+        "removals.Removals.__init__ = lambda self, accepts, began_at: begin(self, accepts=accepts)\n"
     )
     return running("sync", "--dir", str(path), *arguments, address=daemon.address, PYTHONPATH=str(site))
 
@@ -104,9 +113,7 @@ async def test_sync_keeps_files_while_the_daemon_is_down_and_catches_up(daemon, 
         (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
         await until(lambda: len(content(path)) == 2)
         await daemon.stop()
-        assert process.stderr is not None
-        while b"retrying" not in await process.stderr.readline():
-            pass
+        await reported(process, b"retrying")
         assert content(path) == {"a": "a-1", "b": "b-1"}
         await daemon.start()
         (await daemon.stream()).send(snapshot("9", engaged("a", token="a-2")))
@@ -199,8 +206,7 @@ async def test_sync_keeps_files_if_its_view_comes_to_lack_much_of_the_fleet_in_t
         await daemon.stop()
         await daemon.start()
         (await daemon.stream()).send(snapshot("3", *(engaged(name, token=f"{name}-3") for name in "ag")))
-        while b"lacks 5 of 6 clusters" not in await process.stderr.readline():
-            pass
+        await reported(process, b"lacks 5 of 6 clusters")
         await until(lambda: content(path) == {"a": "a-3", "b": "b-2", "c": "c-2", "d": "d-2", "g": "g-3"})
 
 
@@ -211,8 +217,7 @@ async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, pat
         await daemon.stop()
         await daemon.start()
         (await daemon.stream()).send(snapshot("9", engaged("c", token="c-1")))
-        while b"nothing is written" not in await process.stderr.readline():
-            pass
+        await reported(process, b"nothing is written")
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
@@ -238,8 +243,7 @@ async def test_sync_that_reconnects_to_another_fleet_of_the_same_names_changes_n
         await daemon.stop()
         await daemon.start()
         (await daemon.stream()).send(snapshot("9", *of_others("ab")))
-        while b"nothing is written" not in await process.stderr.readline():
-            pass
+        await reported(process, b"nothing is written")
         assert content(path) == {"a": "a-1", "b": "b-1"}
         await daemon.stop()
         await daemon.start()
@@ -288,8 +292,7 @@ async def test_sync_keeps_the_files_of_clusters_that_it_loses_its_right_to_and_w
         await until(lambda: len(content(path)) == 3)
         revoked = [disengaged(name, pb.DISENGAGE_REASON_REVOKED) for name in "ab"]
         stream.send(following("1", "2", *revoked, *of_others("ab"), renewed("c", "c-2")))
-        while b"lacks 2 of 3 clusters" not in await process.stderr.readline():
-            pass
+        await reported(process, b"lacks 2 of 3 clusters")
         stream.send(following("2", "3", *(engaged(name, token=f"{name}-1") for name in "defgh")))
         await until(lambda: len(content(path)) == 8)
         daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse() for _ in range(20)]
@@ -299,14 +302,13 @@ async def test_sync_keeps_the_files_of_clusters_that_it_loses_its_right_to_and_w
 
 async def test_sync_that_starts_at_another_fleet_changes_nothing_also_before_its_source_is_streaming(daemon, path):
     assert (await sync_once(daemon, path, "ab"))[0] == 0
-    daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse() for _ in range(10)]
+    daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse()] * 1000
     async with sync(daemon, path) as process:
         stream = await daemon.stream()
         stream.send(messages.snapshot("1", *(engaged(name, token=name) for name in "cdef")))
-        await until(lambda: len(answers) < 10)
+        await until(lambda: len(answers) < 1000)
         stream.send(following("1", "2", renewed("c", "c-2"), source=STREAMING))
-        while b"nothing is written" not in await process.stderr.readline():
-            pass
+        await reported(process, b"nothing is written")
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
@@ -327,17 +329,17 @@ async def test_sync_with_another_filter_removes_nothing_also_before_it_knows_the
 
 
 async def test_sync_removes_no_file_for_another_cluster_of_its_name_that_ends(daemon, path):
-    assert (await sync_once(daemon, path, "ab"))[0] == 0
+    assert (await sync_once(daemon, path, "abd"))[0] == 0
     async with sync(daemon, path) as process:
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("c", token="c-1")))
-        while b"nothing is written" not in await process.stderr.readline():
-            pass
+        await reported(process, b"nothing is written")
         other = messages.cluster("a", uid="another")
         stream.send(following("1", "2", engaged(other, token="a-2")))
         stream.send(following("2", "3", disengaged(other, pb.DISENGAGE_REASON_DELETED)))
         stream.send(following("3", "4", engaged("b", token="b-2")))
-        await until(lambda: content(path) == {"a": "a-1", "b": "b-2", "c": "c-1"})
+        # It lacks two of three clusters, so that their files stay however late they are read.
+        await until(lambda: content(path) == {"a": "a-1", "b": "b-2", "c": "c-1", "d": "d-1"})
 
 
 async def test_sync_keeps_the_file_of_a_cluster_that_ends_until_its_source_is_streaming(daemon, path):
@@ -359,8 +361,7 @@ async def test_sync_keeps_files_when_its_authorization_is_revoked(daemon, path):
         stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
         await until(lambda: len(content(path)) == 2)
         stream.send(following("1", "2", *(disengaged(name, pb.DISENGAGE_REASON_REVOKED) for name in "ab")))
-        while b"nothing is written" not in await process.stderr.readline():
-            pass
+        await reported(process, b"nothing is written")
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
@@ -383,8 +384,7 @@ async def test_sync_keeps_files_while_most_clusters_are_missing_or_of_a_source_t
         for name, state in (("eu", pb.SourceStatus.STATE_STREAMING), ("us", pb.SourceStatus.STATE_STALE)):
             view.sources.add(name=name, state=state)
         (await daemon.stream()).send(view)
-        while b"lacks 4 of 5 clusters" not in await process.stderr.readline():
-            pass
+        await reported(process, b"lacks 4 of 5 clusters")
         await until(lambda: content(path)["eu#a"] == "new")
     assert len(content(path)) == 5
 
@@ -487,8 +487,7 @@ async def test_files_that_are_about_to_be_removed_are_no_part_of_the_fleet(daemo
     full = fill_disk(tmp_path)
     async with running("sync", "--dir", str(path), address=daemon.address, PYTHONPATH=str(tmp_path)) as process:
         (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-2") for name in "fg")))
-        while b"lacks 3 of 5 clusters" not in await process.stderr.readline():
-            pass
+        await reported(process, b"lacks 3 of 5 clusters")
         full.unlink()
         await until(lambda: content(path).get("g") == "g-2" and len(content(path)) == 5)
 
@@ -499,8 +498,7 @@ async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, 
     (path / ".milo-discovery.json").write_text('{"files": [], "index": true}')
     async with running("sync", "--dir", str(path), address=daemon.address, PYTHONPATH=str(tmp_path)) as process:
         (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1")))
-        while b"No space left on device; retrying" not in await process.stderr.readline():
-            pass
+        await reported(process, b"No space left on device; retrying")
         assert content(path) == {}
         full.unlink()
         await until(lambda: content(path) == {"a": "a-1"})
