@@ -206,7 +206,7 @@ async def test_sync_keeps_files_if_its_view_comes_to_lack_much_of_the_fleet_in_t
         await daemon.stop()
         await daemon.start()
         (await daemon.stream()).send(snapshot("3", *(engaged(name, token=f"{name}-3") for name in "ag")))
-        await reported(process, b"lacks 5 of 6 clusters")
+        await reported(process, b"lacks 5 of 7 clusters")
         await until(lambda: content(path) == {"a": "a-3", "b": "b-2", "c": "c-2", "d": "d-2", "g": "g-3"})
 
 
