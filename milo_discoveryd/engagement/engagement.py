@@ -483,8 +483,9 @@ class Engagements:
     def _keeps_for_now(self, name: str, record: ClusterRecord, now: Moment) -> bool:
         """Return whether a cluster that is not ready stays engaged for now: for a grace period, or until it is decided
         whether too many clusters are not ready."""
-        is_graced = record.engaged and name not in self.releases
-        return is_graced and not self.not_ready.begin_wait(name, now.steady)
+        if record.cluster is None or name in self.releases:
+            return False
+        return not self.not_ready.begin_wait(name, now.steady, record.cluster.target.tenant)
 
     def _record(
         self, record: ClusterRecord | None, observation: Observation, state: ObjectState, now: Moment

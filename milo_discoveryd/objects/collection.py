@@ -9,6 +9,7 @@ from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.object_state import ABSENT_STATES, ObjectState
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
+from milo_discoveryd.model.tenant_counts import in_turns
 from milo_discoveryd.objects.comparison import OBJECTS_PER_STEP, Comparison, compare, in_steps, is_held_back
 from milo_discoveryd.objects.pending_deletions import (
     ConfirmationRequest,
@@ -391,8 +392,10 @@ class ObjectCollection:
         self._replacing = compared.replacing
         yield from self._apply_missing(compared, now)
         self._positions.end_list(self.number)
-        unconfirmed, places = dict.fromkeys(compared.announced), count()
-        for step in in_steps(compared.judged):
+        unconfirmed, places, removals = dict.fromkeys(compared.announced), count(), compared.judged
+        if verdict in (Verdict.CONFIRM_AT_RATE, Verdict.CONFIRM_HELD_AT_RATE):
+            removals = in_turns(removals, lambda removal: self.store.owner(removal[0]))
+        for step in in_steps(removals):
             judged = self._still_present(step)
             self._apply_verdict(verdict, judged, now.steady, places)
             unconfirmed.update([(name, None) for name, _ in judged])

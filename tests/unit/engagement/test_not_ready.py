@@ -26,9 +26,9 @@ class Engaged:
         self.engaged = set(names(count))
         self.disengaged_at: dict[str, float] = {}
 
-    def not_ready(self, which: Iterable[str], now: float) -> None:
+    def not_ready(self, which: Iterable[str], now: float, tenant: str = "") -> None:
         for name in which:
-            if self.clusters.begin_wait(name, now):
+            if self.clusters.begin_wait(name, now, tenant):
                 self._disengage(name, now)
 
     def ready(self, name: str) -> None:
@@ -109,7 +109,31 @@ def test_cluster_that_becomes_not_ready_during_a_hold_is_held_as_well() -> None:
     fleet.not_ready(names(50), 0.0)
     fleet.run(10.0)
     fleet.not_ready(["c70"], 20.0)
+    fleet.run(20.0 + SETTLE_S)
     assert fleet.clusters.until("c70") == SETTLE_S + 30.0
+
+
+@pytest.mark.parametrize("at", [0.5, 20.0, 31.5])
+def test_burst_of_one_tenant_holds_no_cluster_of_others(at: float) -> None:
+    fleet = Engaged(5000)
+    fleet.not_ready(names(3000), 0.0, "bursting")
+    fleet.run(at)
+    fleet.not_ready(names(5, 3000), at, "shop")
+    fleet.not_ready(names(5, 4000), at, "bank")
+    fleet.run(at + SETTLE_S)
+    assert {*names(5, 3000), *names(5, 4000)} <= fleet.disengaged_at.keys()
+    assert fleet.clusters.until("c2999") is not None
+
+
+def test_tenants_take_turns_after_a_hold_of_all() -> None:
+    fleet = Engaged(5000)
+    fleet.not_ready(names(3000), 0.0, "bursting")
+    for number in range(3000, 5000):
+        fleet.not_ready(names(1, number), 0.5, f"tenant-{number}")
+    fleet.run(SETTLE_S + 30.0 + 2001 / 50.0)
+    assert {*names(2000, 3000)} <= fleet.disengaged_at.keys()
+    fleet.run(1000.0)
+    assert len(fleet.disengaged_at) == 5000
 
 
 def test_mass_disengagement_of_not_ready_clusters_that_builds_up_over_seconds_is_held() -> None:

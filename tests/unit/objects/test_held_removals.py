@@ -107,6 +107,16 @@ def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> Non
     assert source.engaged == 0
 
 
+def test_tenants_take_turns_in_removals_that_are_released_at_limited_rate() -> None:
+    source = Source(*(ready(f"evil-{number}", organization="evil") for number in range(100)))
+    source.take(ObjectChanged(ready("z", "11", organization="shop")))
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    source.now = 33.0
+    assert "z" in {request.name for request in source.pending_deletions.take_due(source.now)}
+
+
 def churned(*, tenant: str = "", of_others: str = "") -> dict[str, float]:
     """Return when each deletion was read, by name, if a tenant creates and deletes a project every 2 s, and another one
     deletes its project "a" after 10 s."""
