@@ -1,6 +1,7 @@
 """Lists of published objects."""
 
 import asyncio
+import hashlib
 import math
 import tracemalloc
 from typing import Any, cast
@@ -110,7 +111,10 @@ async def test_listed_objects_take_little_memory_whatever_another_client_adds_to
     assert kept < (1_500_000 if is_wanted else 100_000)  # of objects of engaged clusters, what may be compared
     assert peak < 4_000_000
     assert [one.document for one in found] == [
-        {"metadata": {"name": f"n{at}", "annotations": {CLUSTER: "a" * 200_000}}, "data": {"server": "b"}}
+        {
+            "metadata": {"name": f"n{at}", "annotations": {CLUSTER: "a" * 200_000}},
+            "data": {"config": {"sha256": hashlib.sha256(b"a" * 700_000).hexdigest()}, "server": "b"},
+        }
         if is_wanted
         else {}
         for at in range(4)

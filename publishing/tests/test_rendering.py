@@ -13,6 +13,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
 from milo_publishing.objects import (
     Identity,
     ObservedObject,
+    Rendered,
     applied,
     as_desired,
     changes,
@@ -182,3 +183,33 @@ def test_flux_config_map_has_the_server_and_no_credential():
 )
 def test_only_desired_fields_are_compared_with_the_observed_object(observed: object, desired: object, result: bool):
     assert contains(observed, desired) is result
+
+
+@pytest.mark.parametrize("kibibytes", [200, 300, 760])
+@pytest.mark.parametrize(
+    "renderer",
+    [
+        ClusterProfiles(cluster_manager="m", access_provider="p"),
+        ArgoCdClusters(plugin_command="p"),
+        FluxKubeconfigs(),
+        FluxConfigMaps(),
+    ],
+    ids=lambda renderer: type(renderer).__name__,
+)
+def test_object_with_a_large_ca_bundle_is_not_written_again_until_it_changes(renderer: Renderer, kibibytes: int):
+    """Found by a reader: from 300 KiB on, it was written again at each resync."""
+    identity = Identity(publication=renderer.publication, publisher="milo")
+    name, bundle = object_name("alpha", renderer.suffix), f"{'A' * 63}\n" * (16 * kibibytes)
+    rendered = renderer.render(ALPHA, KubeconfigAccess(server="https://milo.test", authorities=bundle))
+    changed = renderer.render(ALPHA, KubeconfigAccess(server="https://milo.test", authorities=f"{bundle}B"))
+    assert rendered is not None
+    assert changed is not None
+    document = applied(renderer.resource, identity, name, ALPHA, rendered)
+    document["metadata"] |= {"uid": "u", "resourceVersion": "1"}
+    observed = ObservedObject.of(msgspec.json.encode({**document, "status": rendered.status or {}}))
+
+    def differences(content: Rendered) -> tuple[object, object]:
+        return changes(renderer.resource, identity, ALPHA, content, observed, must_write=False)
+
+    assert differences(rendered) == (None, None)
+    assert differences(changed) != (None, None)

@@ -179,12 +179,15 @@ class _ComparedContent(msgspec.Struct, omit_defaults=True):
 
 _RECORD, _CONTENT = msgspec.json.Decoder(_ObservedRecord), msgspec.json.Decoder(_ComparedContent)
 _ANSWER, _METADATA = msgspec.json.Decoder(_StatusOrRecord), msgspec.json.Decoder(_RecordMetadata)
-_DOCUMENT = msgspec.json.Decoder(Document)
+_DOCUMENT, _VALUE = msgspec.json.Decoder(Document), msgspec.json.Decoder()
 """All are built at import, since the first use of a type by two threads at once crashes msgspec."""
 UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 _MOST_OF_LABELS = 64 << 10
 _MOST_OF_FIELD = 512 << 10
-"""Maximum bytes of all labels, and of a field: what is larger is none of this command's, and is written again."""
+"""Maximum bytes of all labels, and of a field without its long strings: what is larger is none of this command's, and
+is written again."""
+_LONGEST_STRING = 64 << 10
+"""Maximum characters of a string in a field that exceeds this. Longer ones, such as CA bundles, have their digest."""
 _LONGEST_LABEL = 63
 _LONGEST_CLUSTER = 253 + 64
 """Maximum length of a cluster's name, including the name of its source."""
@@ -442,7 +445,7 @@ def contains(observed: Any, desired: Any) -> bool:
             return len(observed) == len(desired) and all(map(contains, observed, desired))
         by_key = {_list_key(item): item for item in observed}
         return all(contains(by_key.get(key), item) for key, item in zip(keys, desired, strict=True))
-    return bool(observed == desired)
+    return bool(observed == desired or observed == _digested(desired))
 
 
 def _labels(found: IdentifyingLabels | None) -> IdentifyingLabels:
@@ -477,8 +480,28 @@ def _content(answer: bytes | msgspec.Raw) -> bytes:
     for fields in (content.data, content.spec, content.status):
         for name in () if fields is None else _RecordFields.__struct_fields__:
             if len(memoryview(getattr(fields, name))) > _MOST_OF_FIELD:
-                setattr(fields, name, _ABSENT)
+                setattr(fields, name, _without_long_strings(getattr(fields, name)))
     return msgspec.json.encode(content)
+
+
+def _without_long_strings(field: msgspec.Raw) -> msgspec.Raw:
+    """Return a field with digests in place of long strings; absent if it is too large even so."""
+    try:
+        digested = msgspec.json.encode(_digested(_VALUE.decode(field)))
+    except UNDECODABLE:
+        return _ABSENT
+    return msgspec.Raw(digested) if len(digested) <= _MOST_OF_FIELD else _ABSENT
+
+
+def _digested(value: Any) -> Any:
+    """Return a value with digests in place of long strings: as objects, which no schema has at such a place."""
+    if isinstance(value, dict):
+        return {key: _digested(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_digested(item) for item in value]
+    if isinstance(value, str) and len(value) > _LONGEST_STRING:
+        return {"sha256": hashlib.sha256(value.encode()).hexdigest()}
+    return value
 
 
 def _type(resource: PublishedResource) -> Document:
