@@ -274,6 +274,25 @@ def test_objects_that_wait_for_their_source_are_not_finished():
     assert made.publication.unfinished == f"not finished: {unfinished}"
 
 
+def test_publisher_says_why_it_writes_nothing_while_no_source_of_its_objects_is_streaming():
+    """Found by a reader: without a word, it wrote nothing, and `--once` did not end."""
+    publishing = Publishing(Publishing().synced(cluster(), cluster("beta")).server)
+    publishing.source = STALE
+    publishing.synced(cluster("gamma")).settle(30.0)
+    problem = (
+        "the daemon's view lacks all 2 clusters that have an object or file, and the sources of 2 are not streaming: "
+        "nothing is written until they are"
+    )
+    assert publishing.reports == [f"removals: {problem}"]
+    assert (publishing.publication.is_done, publishing.publication.problems) == (True, (problem,))
+    assert publishing.publication.unfinished == "unresolved problems: 1; see the messages above"
+    assert publishing.uids.keys() == {"alpha", "beta"}
+    publishing.source = STREAMING
+    publishing.engage(cluster(), cluster("beta")).settle(30.0)
+    assert publishing.reports[1:] == ["removals: resolved", "created ClusterProfile gamma"]
+    assert (publishing.publication.is_done, publishing.publication.unfinished) == (True, "")
+
+
 def test_late_evidence_is_dropped_if_another_replica_has_engaged_the_cluster(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta"))
     publishing.source = STALE

@@ -139,7 +139,13 @@ def test_kubeconfig_ledger_of_an_earlier_version_is_upgraded(path: Path):
         assert directory.difference("dns", "-l a=b") == ""
         directory.claim("dns", "-l a=b")
         directory.reconcile({}, ended={})
-    assert json.loads(ledger.read_text()) == {"files": ["a"], "index": True, "group": "dns", "filter": "-l a=b"}
+    assert json.loads(ledger.read_text()) == {
+        "files": ["a"],
+        "index": True,
+        "group": "dns",
+        "filter": "-l a=b",
+        "removals": {"held": False, "created": [], "removed": []},
+    }
 
 
 def test_cluster_without_a_kubeconfig_has_no_kubeconfig_file(path: Path):

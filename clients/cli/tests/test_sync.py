@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +21,10 @@ from clients.python.tests.kubeconfigs import message, text
 from clients.python.tests.messages import disengaged, engaged, following, renewed
 from clients.python.tests.scripted_daemon import Refusal
 from milo_discovery.kubeconfig_access import read_access
+from milo_discovery.removals import RECENT_S, Memory
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery_cli.exit_status import CommandFailure
-from milo_discovery_cli.kubeconfig_directory import check_owner
+from milo_discovery_cli.kubeconfig_directory import KubeconfigDirectory, check_owner
 
 from .command_process import running
 
@@ -369,8 +372,29 @@ async def test_sync_keeps_the_file_of_a_missing_cluster_while_the_source_state_i
     assert (await sync_once(daemon, path, "ab"))[0] == 0
     async with sync(daemon, path, "--once") as process:
         (await daemon.stream()).send(messages.snapshot("1", engaged("b", token="b-2")))
-        assert await process.wait() == 0
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    assert b"not finished: 1 files wait until their clusters' sources are streaming" in err
     assert content(path) == {"a": "a-1", "b": "b-2"}
+
+
+async def test_sync_says_why_it_writes_nothing_while_no_source_of_its_files_is_streaming(daemon, path):
+    """Found by a reader: without a word, it wrote nothing, and `--once` did not end."""
+    assert (await sync_once(daemon, path, "ab"))[0] == 0
+    problem = b"lacks all 2 clusters that have an object or file, and the sources of 2 are not streaming"
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(messages.snapshot("1", engaged("c", token="c-1")))
+        _, err = await process.communicate()
+    assert (process.returncode, problem in err, b"not finished: 2 files" in err) == (1, True, True)
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(messages.snapshot("1", engaged("c", token="c-1")))
+        await reported(process, problem)
+        assert content(path) == {"a": "a-1", "b": "b-1"}
+        back = [engaged(name, token=f"{name}-2") for name in "ab"]
+        stream.send(following("1", "2", *back, source=STREAMING))
+        await reported(process, b"resolved: ")
+        await until(lambda: content(path) == {"a": "a-2", "b": "b-2", "c": "c-1"})
 
 
 async def test_sync_keeps_files_while_most_clusters_are_missing_or_of_a_source_that_is_not_followed(daemon, path):
@@ -406,6 +430,46 @@ async def test_sync_removes_the_files_of_clusters_that_another_replica_owns(daem
     daemon.answers["GetCluster"] = [elsewhere, elsewhere]
     assert (await sync_once(daemon, path, "c"))[0] == 0
     assert content(path) == {"c": "c-1"}
+
+
+async def test_portions_of_missing_clusters_are_held_together_by_several_runs_of_sync(daemon, path):
+    """Found by a reader: each run removed less than a mass, and knew nothing of what the former one had removed."""
+    assert (await sync_once(daemon, path, "abcdefg"))[0] == 0
+    assert (await sync_once(daemon, path, "defg"))[0] == 0
+    for _ in range(2):
+        status, err = await sync_once(daemon, path, "fg")
+        assert (status, "lacks 5 of 7 clusters" in err) == (1, True)
+        assert "".join(content(path)) == "defg"
+    assert (await sync_once(daemon, path, "abcdefg"))[0] == 0
+    assert (await sync_once(daemon, path, "cdefg"))[0] == 0
+
+
+async def test_files_that_were_created_during_a_hold_say_nothing_of_how_much_the_view_lacks_in_the_next_run(
+    daemon, path
+):
+    """Found by a reader: the second run removed the files that the first one had held."""
+    assert (await sync_once(daemon, path, "abcdefg"))[0] == 0
+    for _ in range(2):
+        status, err = await sync_once(daemon, path, "abhijklmnop")
+        assert (status, "lacks 5 of 7 clusters" in err) == (1, True)
+        assert "".join(content(path)) == "abcdefghijklmnop"
+    assert (await sync_once(daemon, path, "abhijklmnop", "--accept-removals"))[0] == 0
+    assert (await sync_once(daemon, path, "bhijklmnop"))[0] == 0
+    assert "".join(content(path)) == "bhijklmnop"
+
+
+def test_ledger_of_a_former_run_counts_for_a_short_time_or_while_removals_are_held(path: Path):
+    memory = Memory(created=frozenset("b"), removed=frozenset("c"))
+    for is_held in (False, True):
+        with KubeconfigDirectory(path) as directory:
+            directory.memory = dataclasses.replace(memory, is_held=is_held)
+            directory.reconcile({}, ended={})
+        with KubeconfigDirectory(path) as directory:
+            assert directory.memory == dataclasses.replace(memory, is_held=is_held)
+        former = time.time() - RECENT_S - 1
+        os.utime(path / ".milo-discovery.json", (former, former))
+        with KubeconfigDirectory(path) as directory:
+            assert (directory.memory == Memory()) is not is_held
 
 
 async def test_sync_with_option_once_fails_if_a_cluster_has_no_file(daemon, path):

@@ -535,7 +535,12 @@ class Publication:
     @property
     def problems(self) -> tuple[str, ...]:
         """The reported problems that have not been resolved."""
-        common = [self._outage.problem, self._removals.problem, *(one.problem for one in self._common.values())]
+        common = [
+            self._outage.problem,
+            self._removals.problem,
+            self._removals.unknown,
+            *(one.problem for one in self._common.values()),
+        ]
         affected = (record for record in self.records.values() if record.has_problems)
         own = (problem for record in affected for problem in record.problems().values())
         return (*filter(None, common), *own)
@@ -543,6 +548,8 @@ class Publication:
     @property
     def is_done(self) -> bool:
         """Whether each object is written, deleted, held or refused, or nothing may be written."""
+        if self._removals.unknown and self.view is ViewPhase.UNREVIEWED:
+            return True
         if self.view is not ViewPhase.REVIEWED or not self._is_listed:
             return False
         is_reviewed = self._review_at == math.inf
@@ -594,6 +601,10 @@ class Publication:
             self._renew(now, is_held=is_mass or bool(was_problem))
         may_be_foreign = own and len(doubted) == len(own) and known < len(own)
         is_accepted = self._removals.accepts and known and not is_asking
+        is_unknown = may_be_foreign and not is_accepted and not is_asking
+        was_unknown = self._removals.unknown
+        self._removals.note_unknown(len(own), len(doubted) - len(followed) if is_unknown else 0)
+        self._tell({"removals": was_unknown}, {"removals": self._removals.unknown})
         if may_be_foreign and not is_accepted:
             return  # the view may be of another fleet, whose source is not streaming yet
         if not is_asking:

@@ -3,7 +3,8 @@
 Two files track the state. The index, `index.json`, lists the kubeconfigs for readers: it is written after new files are
 created and before old ones are removed. The ledger, `.milo-discovery.json`, lists for this program which files are its
 own: it is written before a file is created and after one is removed. So after a crash at any point, the next process
-identifies its own files and leaves all others alone. The ledger also records the daemon's shard group and the filter.
+identifies its own files and leaves all others alone. The ledger also records the daemon's shard group and the filter,
+and what the guard against mass removal is to know of this run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from typing import Any
 
 from milo_discovery.kubeconfig_access import read_access, render_kubeconfig
 from milo_discovery.model import Cluster, Kubeconfig
-from milo_discovery.removals import difference
+from milo_discovery.removals import RECENT_S, Memory, difference
 from milo_discovery_cli import atomic_files
 from milo_discovery_cli.exit_status import CommandFailure, print_message
 
@@ -62,7 +64,9 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._own: set[str] = set()
         self._fleet: tuple[str | None, str | None] = None, None
         """The shard group and the filter to record; None for one that is not known yet."""
-        self._recorded: tuple[str | None, str | None] = None, None
+        self.memory = Memory()
+        """What to record of the removals; at the start, what a former run has recorded, unless it is out of date."""
+        self._recorded: tuple[str | None, str | None, Memory] = None, None, Memory()
         self._written: dict[str, tuple[str, Kubeconfig]] = {}
         """The UID and kubeconfig of each file that this process wrote."""
         self._indexed: dict[str, Any] | None = None
@@ -77,7 +81,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             check_owner(self.path)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._own, owns_index, self._recorded = _read_ledger(self.path / _LEDGER)
-            self._fleet = self._recorded
+            self._fleet, self.memory = self._recorded[:2], self._recorded[2]
             if owns_index:
                 self._indexed = _read_index(self.path / INDEX)
             else:
@@ -111,7 +115,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
     def difference(self, group: str, only: str) -> str:
         """Return how the recorded group or filter differs from the given one; empty if neither does or no file
         exists."""
-        return difference(self._recorded, (group, only)) if self._own else ""
+        return difference(self._recorded[:2], (group, only)) if self._own else ""
 
     def claim(self, group: str, only: str) -> None:
         """Set the shard group and filter to record in the ledger when files are next written."""
@@ -166,7 +170,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         return name not in self.skipped
 
     def _add_to_ledger(self, names: Iterable[str]) -> None:
-        if not self._own.issuperset(names) or self._fleet != self._recorded:
+        if not self._own.issuperset(names) or (*self._fleet, self.memory) != self._recorded:
             self._write_ledger(self._own | set(names))
 
     def _remove(self, names: set[str]) -> None:
@@ -190,8 +194,13 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         # The fields are set after the write: if it fails, the next reconcile writes the ledger again.
         group, only = self._fleet
         ledger = {"files": sorted(own), "index": True, "group": group, "filter": only}
+        ledger["removals"] = {
+            "held": self.memory.is_held,
+            "created": sorted(self.memory.created),
+            "removed": sorted(self.memory.removed),
+        }
         atomic_files.replace(self.path / _LEDGER, _json(ledger))
-        self._own, self._recorded = own, self._fleet
+        self._own, self._recorded = own, (*self._fleet, self.memory)
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
@@ -216,13 +225,15 @@ def _read_index(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _read_ledger(path: Path) -> tuple[set[str], bool, tuple[str | None, str | None]]:
-    """Return the clusters of this command's files, whether it owns the index, and the recorded shard group and filter.
+def _read_ledger(path: Path) -> tuple[set[str], bool, tuple[str | None, str | None, Memory]]:
+    """Return the clusters of this command's files, whether it owns the index, and the recorded shard group, filter and
+    removals. These are out of date if they are not held, and the ledger was not written a short time ago.
 
-    Ledgers of earlier versions record neither group nor filter.
+    Ledgers of earlier versions record none of these.
     """
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
+            written_at = os.fstat(stream.fileno()).st_mtime
             if (owner := os.fstat(stream.fileno()).st_uid) != os.geteuid():
                 # In a world-writable directory, another user's ledger could list files that this command then removes.
                 raise CommandFailure(
@@ -231,9 +242,17 @@ def _read_ledger(path: Path) -> tuple[set[str], bool, tuple[str | None, str | No
                 )
             ledger = json.loads(stream.read())
         names = {name for name in ledger["files"] if isinstance(name, str) and _NAME.fullmatch(name)}
-        return names, ledger.get("index") is True, (ledger.get("group"), ledger.get("filter"))
+        recorded = ledger.get("removals", {})
+        memory = Memory(
+            recorded.get("held") is True,
+            frozenset(map(str, recorded.get("created", ()))),
+            frozenset(map(str, recorded.get("removed", ()))),
+        )
+        is_recent = memory.is_held or time.time() <= written_at + RECENT_S
+        fleet = ledger.get("group"), ledger.get("filter")
+        return names, ledger.get("index") is True, (*fleet, memory if is_recent else Memory())
     except FileNotFoundError:
-        return set(), False, (None, None)
+        return set(), False, (None, None, Memory())
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise CommandFailure(
             f"{path} is corrupt, so it is unknown which files milo-discovery sync may replace; use an empty directory"

@@ -85,7 +85,9 @@ def sync(
                     f"{directory} is world-writable, so any user of this machine can replace the kubeconfigs in it: "
                     "run chmod o-w on it"
                 )
-            guard = removals.Removals(accepts=accepts_removals, began_at=-math.inf if once else time.monotonic())
+            now = time.monotonic()
+            guard = removals.Removals(accepts=accepts_removals, began_at=-math.inf if once else now)
+            guard.remember(kubeconfigs.memory, now)
             synchronizer = _Synchronizer(kubeconfigs, connection, ttl, guard, filter_text(only), once=once)
             connection.run(lambda client: synchronizer.run(client, options), limits_calls=False)
     except OSError as error:
@@ -221,6 +223,9 @@ class _Synchronizer:
             }
             try:
                 if is_reviewed:
+                    for name in desired.keys() - self._directory.own:
+                        self._guard.created(name)
+                    self._directory.memory = self._guard.memory
                     uids = {name: end.uid for name, end in ended.items()}
                     await asyncio.to_thread(self._directory.reconcile, desired, ended=uids)
                     self._reconciled(ended, now)
@@ -236,18 +241,25 @@ class _Synchronizer:
                 print_message(f"writing to {self._directory.path} succeeds again")
                 disk_full = False
             self._report_skipped()
-            if self._once:
-                has_all = is_reviewed and all(file.kubeconfig is not None for file in desired.values())
-                if self._guard.problem and (has_all or self._guard.is_foreign):
-                    raise CommandFailure("removals are held; see the message above")
-                if has_all and self._directory.skipped:
-                    raise CommandFailure("some clusters have no file; see the messages above")
-                if has_all and self._guard.next_look_at(now) is None and not any(map(self._is_doubted, desired)):
-                    done.set()
+            if self._once and self._is_complete(desired, watch, now, is_reviewed=is_reviewed):
+                done.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._review_at if self._has_view else None):
                     await changed.wait()
             changed.clear()
+
+    def _is_complete(self, desired: Mapping[str, DesiredFile], watch: Watch, now: float, *, is_reviewed: bool) -> bool:
+        """Return whether each engaged cluster has its file, and no removal is pending. Raises CommandFailure if that is
+        not to be waited for."""
+        has_all = is_reviewed and all(file.kubeconfig is not None for file in desired.values())
+        if self._guard.problem and (has_all or self._guard.is_foreign):
+            raise CommandFailure("removals are held; see the message above")
+        if has_all and self._directory.skipped:
+            raise CommandFailure("some clusters have no file; see the messages above")
+        waiting = sum(self._lacks(name) and not removals.is_followed(watch, name) for name in self._directory.own)
+        if waiting and watch.connected and (has_all or self._guard.unknown):
+            raise CommandFailure(f"not finished: {waiting} files wait until their clusters' sources are streaming")
+        return has_all and self._guard.next_look_at(now) is None and not any(map(self._is_doubted, desired))
 
     async def _review(self, client: DiscoveryClient, watch: Watch, now: float) -> None:
         """Check the clusters that are missing from the view, and add those that are confirmed as ended to `_ended`."""
@@ -288,11 +300,13 @@ class _Synchronizer:
         others = lacked.difference(followed)
         confirmed = self._guard.review(missing, published, now, others=others, are_all_known=not others)
         self._remove(removal.name for removal in confirmed)
-        self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
-        if not self._guard.problem:
-            self._directory.claim(*fleet)
         # Until the source is streaming, a view that lacks all files may be that of another fleet.
         is_unknown = bool(others) and lacked == published and not self._guard.accepts
+        self._guard.note_unknown(len(published), len(others) if is_unknown else 0)
+        problem = self._guard.problem or self._guard.unknown
+        self._report(f"removals: {problem}" if problem else "")
+        if not self._guard.problem:
+            self._directory.claim(*fleet)
         self._may_write = not (self._guard.is_foreign or is_unknown)
         self._review_at = self._guard.next_look_at(now)
         if self._review_at is None and others:

@@ -56,18 +56,39 @@ class Removal:
     """The UID of the object."""
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the next run is to know of the removals of this one."""
+
+    is_held: bool = False
+    created: frozenset[str] = frozenset()
+    """Objects that were created since the view lacks others."""
+    removed: frozenset[str] = frozenset()
+    """Removed objects that still count as missing."""
+
+
 class Removals:
     """Decides which objects or files to remove after their clusters went missing from a complete view."""
 
-    def __init__(self, *, accepts: bool = False, began_at: float = -math.inf) -> None:
+    def __init__(
+        self,
+        *,
+        accepts: bool = False,
+        began_at: float = -math.inf,
+        remedy: str = "give each run its own --publisher",
+    ) -> None:
         """`accepts`: whether an administrator accepts removals in any number; reset once none is left. `began_at`: when
-        this run began. It removes nothing for `RECENT_S`, since it does not know what a former run has removed."""
+        this run began. It removes nothing for `RECENT_S`, since it does not know what a former run has removed.
+        `remedy`: what to do if two runs publish different clusters as the same publisher."""
         self.accepts = accepts
+        self._remedy = remedy
         self._began_at = began_at
         self.problem = ""
         """Why the removals are held; empty if they are not."""
         self.is_foreign = False
         """Whether the view lacks all published clusters: it may belong to another fleet, so nothing is written."""
+        self.unknown = ""
+        """Why nothing is written before it is known whether the view belongs to another fleet; empty if it is known."""
         self._missing: dict[str, tuple[Removal, float]] = {}
         """The missing objects, and since when each is missing, by its name."""
         self._is_held = False
@@ -133,7 +154,7 @@ class Removals:
             more = f" and {rest} more" if rest else ""
             self.problem = (
                 f"deleted objects were written again ({name}{more}), because another run publishes other clusters "
-                "under this publisher's name. The objects are kept; give each run its own --publisher"
+                f"under this publisher's name. The objects are kept; {self._remedy}"
             )
         if not missing and are_all_known:
             self.accepts = False
@@ -149,6 +170,16 @@ class Removals:
         everything = {*published, *lacking}
         populations = (self._earlier | (everything - self._created), everything)
         return next((names for names in populations if is_mass(len(lacking & names), len(names))), None)
+
+    def note_unknown(self, published: int, unfollowed: int) -> None:
+        """Record how many of the published clusters, all of which the view lacks, are of sources that are not
+        streaming; none if it does not lack all."""
+        self.unknown = (
+            f"the daemon's view lacks all {published} clusters that have an object or file, and the sources of "
+            f"{unfollowed} are not streaming: nothing is written until they are"
+            if unfollowed
+            else ""
+        )
 
     def note_lacking(self, is_lacking: bool) -> None:
         """Record whether the view lacks objects, or may lack them."""
@@ -180,6 +211,16 @@ class Removals:
         """Record that another client, perhaps another member of the shard group, has removed an object, as far as is
         known without evidence that its cluster has ended."""
         self._removed[name] = now
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(self._is_held, frozenset(self._created), frozenset(self._removed))
+
+    def remember(self, former: Memory, now: float) -> None:
+        """Continue where a former run has ended, a short time ago, or while removals were held."""
+        self._is_held, self._is_lacking = former.is_held and not self.accepts, True
+        self._created.update(former.created)
+        self._removed.update(dict.fromkeys(former.removed, now))
 
     def restored(self, name: str) -> None:
         """Record that an object exists again, so that it is counted as any other."""
@@ -227,12 +268,12 @@ def is_followed(watch: Watch, cluster: str) -> bool:
     return watch.connected and status is not None and status.state is SourceState.STREAMING
 
 
-def is_burst(missing: int, published: int) -> bool:
+def is_burst(missing: int, published: float) -> bool:
     """Return whether more clusters are missing than may end within a short time."""
     return missing > max(COUNT, SHARE * published)
 
 
-def is_mass(missing: int, published: int) -> bool:
+def is_mass(missing: int, published: float) -> bool:
     """Return whether so many clusters are missing that the removals are held.
 
     These are the daemon's two limits, but the count is of published objects: also a single one may be all of them.
