@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from milo_discovery import Cluster, EngagedCluster, Event, EventType, Fleet
+from milo_discovery.events import Connected, StreamNotice, Synced
 from milo_discovery.model import DisengageReason, Draining
 
 ALPHA = Cluster(name="alpha", uid="1", endpoint="https://alpha", incarnation="1")
@@ -25,7 +26,7 @@ class Client:
     subscriber = "operator-0"
 
     def __init__(self) -> None:
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.events: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self.running: set[str] = set()
         self.running_at_release: asyncio.Queue[set[str]] = asyncio.Queue()
 
@@ -33,7 +34,7 @@ class Client:
     async def watch(self, **_options: object) -> AsyncIterator[Client]:
         yield self
 
-    async def feed(self) -> AsyncGenerator[Event]:
+    async def feed(self) -> AsyncGenerator[Event | StreamNotice]:
         while True:
             yield await self.events.get()
 
@@ -124,3 +125,30 @@ async def test_disengage_handler_is_called_in_a_fleet_without_a_handler_and_afte
         client.events.put_nowait(Event(type=EventType.ENGAGED, cluster=replace(ALPHA, draining=DRAINING)))
         client.events.put_nowait(Event(type=EventType.DISENGAGED, cluster=ALPHA, reason=DisengageReason.DELETED))
         assert await reasons.get() is DisengageReason.DELETED
+
+
+async def test_fleet_tells_reported_ends_from_those_that_a_snapshot_shows() -> None:
+    client, ends = Client(), asyncio.Queue[tuple[str, bool]]()
+    fleet = Fleet(client)
+
+    @fleet.on_disengage
+    async def disengaged(cluster: EngagedCluster) -> None:
+        ends.put_nowait((cluster.uid, cluster.is_end_reported))
+
+    replaced, another = DisengageReason.REPLACED, replace(ALPHA, uid="3")
+    async with fleet:
+        for item in (
+            Connected(resumed=False),
+            Event(type=EventType.ENGAGED, cluster=ALPHA),
+            Synced(clusters=1),
+            Event(type=EventType.DISENGAGED, cluster=ALPHA, reason=replaced),
+            Event(type=EventType.ENGAGED, cluster=another),
+            Connected(resumed=False),
+            Event(type=EventType.DISENGAGED, cluster=another, reason=replaced),
+            Event(type=EventType.ENGAGED, cluster=ALPHA),
+            Synced(clusters=1),
+            Connected(resumed=True),
+            Event(type=EventType.DISENGAGED, cluster=ALPHA, reason=replaced),
+        ):
+            client.events.put_nowait(item)
+        assert [await ends.get() for _ in range(3)] == [("1", True), ("3", False), ("1", True)]

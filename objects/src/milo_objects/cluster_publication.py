@@ -9,6 +9,7 @@ when all objects of its first list are stored. An end comes when no write is on 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Container, Iterable
 from typing import Final, Protocol, TypeAlias
 
@@ -59,8 +60,9 @@ DISPLACED_S: Final = 60.0
 REREAD_S: Final = 1.0
 TAKEOVER_S: Final = 30.0
 """How long what a former publisher has said of a scope is believed before this one has read the scope."""
-_ENDS: Final = frozenset({reason.name for reason in ENDS} | {"REVOKED"})
-"""Reasons that are published. After any other, such as MOVED, another publisher may have the cluster."""
+_ENDS: Final = frozenset(reason.name for reason in ENDS)
+"""Reasons that are published. After any other, such as MOVED, another publisher may have the cluster; a rule that no
+longer covers many, REVOKED, may be a mistake. It is ended as an orphan, if the daemon confirms that it is missing."""
 
 
 # --- what the cluster is doing ---
@@ -94,7 +96,8 @@ class WritingStream(msgspec.Struct, frozen=True):
 
 
 class DisplacedByAnother(msgspec.Struct, frozen=True):
-    """Another publisher has engaged the cluster since."""
+    """Another publisher has engaged the cluster since, or the stream has another cluster of its name, perhaps one of
+    another fleet: that is ended first, as an orphan."""
 
     until: float
 
@@ -160,6 +163,16 @@ class ClusterPublication:
         """Whether the end of the cluster is to be published."""
         return self._ending is not None
 
+    @property
+    def is_displaced(self) -> bool:
+        """Whether another publisher has the cluster, or one of its name."""
+        return isinstance(self.phase, DisplacedByAnother)
+
+    def is_other(self, cluster: FleetCluster) -> bool:
+        """Return whether a cluster that the stream has is another one than the engaged one of its name."""
+        wanted = self._wanted
+        return wanted is not None and not self.is_ending and bool(cluster.uid) and cluster.uid != wanted.uid
+
     def is_taken_over(self, now: float) -> bool:
         """Return whether the stream has what the source knows of the cluster, or another publisher does, or that is not
         to be waited for."""
@@ -204,12 +217,13 @@ class ClusterPublication:
         for scope in self.scopes.values():
             self._desire_scope(scope, now)
 
-    def publishes(self, subject: ScopeSubject, sequence: int) -> bool:
-        """Return whether a scope of the stream is as this publisher believes. `sequence`: that of its message."""
+    def publishes(self, subject: ClusterSubject | ScopeSubject, sequence: int) -> bool:
+        """Return whether the cluster or a scope of the stream is as this publisher believes. `sequence`: that of its
+        message."""
         if not isinstance(self.phase, WritingStream):
             return True
-        scope = self.scopes.get(subject)
-        return scope is not None and (sequence <= scope.record.sequence or is_sent(scope.record.attempt))
+        record = self._find(subject)
+        return record is not None and (sequence <= record.sequence or is_sent(record.attempt))
 
     def is_lost(self, subjects: Container[Subject], last_sequence: int) -> bool:
         """Return whether somebody has purged the stream of what it had of the cluster. `subjects`: those of clusters
@@ -224,7 +238,8 @@ class ClusterPublication:
 
     def end_orphan(self, cluster: FleetCluster, now: float) -> None:
         """Publish the end of a cluster that the daemon has disengaged while nobody published it."""
-        if self._wanted is None and isinstance(self.phase, NothingToPublish):
+        is_unknown = self._wanted is None and isinstance(self.phase, NothingToPublish)
+        if is_unknown or (self.is_displaced and self.is_other(cluster)):
             self._ending = ClusterMessage(cluster, Gone.MISSING.value)
             self._read(now)
 
@@ -258,7 +273,7 @@ class ClusterPublication:
 
     def _forget(self, scope: ScopePublication) -> None:
         """Forget what the source has said of a scope."""
-        scope.source, scope.sweep_at, scope.awaiting, scope.is_relisted, scope.held = None, None, None, False, ""
+        scope.source, scope.sweep_at, scope.awaiting, scope.known, scope.held = None, None, None, None, ""
         scope.unread_at = None
         scope.refused.clear()
         for subject, record in [*scope.objects.items()]:
@@ -333,9 +348,11 @@ class ClusterPublication:
         if self._wanted is None:
             self._finish(now)
             return
-        if published is not None and published.cluster.incarnation != self._wanted.incarnation:
-            is_displaced = self._claimed == self._wanted.incarnation
-            if is_displaced or not self._is_followed(self.key):
+        is_same = published is not None and published.cluster.incarnation == self._wanted.incarnation
+        if published is not None and (published.ended or not is_same):
+            is_displaced = not is_same and self._claimed == self._wanted.incarnation
+            is_other = not published.ended and self.is_other(published.cluster)
+            if is_displaced or is_other or not self._is_followed(self.key):
                 self._claimed = ""
                 self.phase = DisplacedByAnother(now + (DISPLACED_S if is_displaced else SECOND_LOOK_S))
                 self._schedule.wake(self.record.subject, self.phase.until)
@@ -412,8 +429,13 @@ class ClusterPublication:
 
     def _prove(self, scope: ScopePublication, now: float) -> None:
         """Schedule the removal of objects that the source has not named, or end it."""
+        if not any(record.is_unproven for record in scope.objects.values()):
+            scope.known = None
+        elif scope.known is None:
+            published = (record.published for record in scope.objects.values())
+            scope.known = sum(message is not None and not is_gone(message) for message in published)
         is_known = isinstance(scope.source, Synced) and isinstance(self.phase, WritingStream) and not scope.over
-        if not is_known or not any(record.is_unproven for record in scope.objects.values()):
+        if not is_known or scope.known is None:
             scope.sweep_at, scope.held = None, ""
         elif scope.sweep_at is None:
             scope.sweep_at = now + SECOND_LOOK_S
@@ -422,7 +444,7 @@ class ClusterPublication:
     def relisted(self, subject: ScopeSubject, now: float) -> None:
         """Another list of the scope is complete, which began after `Relist`."""
         if subject in self.scopes:
-            self.scopes[subject].is_relisted = True
+            self.scopes[subject].known = math.inf
             self._prove(self.scopes[subject], now)
 
     def relist_lost(self, now: float) -> None:
@@ -435,8 +457,8 @@ class ClusterPublication:
         """Remove the objects that the source has not named. Its watch has continued for a while after its list."""
         scope.sweep_at = None
         missing = [record for record in scope.objects.values() if record.is_unproven]
-        known = sum(record.published is not None and not is_gone(record.published) for record in scope.objects.values())
-        if is_mass(len(missing), known) and not scope.is_relisted:
+        known = scope.known or len(missing)
+        if is_mass(len(missing), known):
             scope.held = f"the list lacks {len(missing)} of {known} published objects: removed if a second one does too"
             self._desire_scope(scope, now)
             return Relist(scope.subject)
@@ -444,7 +466,7 @@ class ClusterPublication:
             assert isinstance(record.published, ObjectMessage)
             desired = ObjectMessage(record.published.object, scope.epoch, Gone.MISSING.value)
             self._put(scope, replace(record, desired=desired), now)
-        scope.held = ""
+        scope.held, scope.known = "", None
         self._desire_scope(scope, now)
         return None
 

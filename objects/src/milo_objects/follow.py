@@ -213,7 +213,7 @@ class _FollowedClusters:
         known, engaged = self._engagements.get(cluster.name, (None, None))
         if engaged is not None and known is cluster:
             del self._engagements[cluster.name]
-            reason = cluster.disengage_reason or DisengageReason.UNSPECIFIED
+            reason = (cluster.is_end_reported and cluster.disengage_reason) or DisengageReason.UNSPECIFIED
             self._store.apply(ClusterEnded(_fleet_cluster(cluster.current, engaged.incarnation), reason.name))
 
 

@@ -137,8 +137,13 @@ class StreamPublication:
         return found
 
     def orphans(self, stored: Stored) -> dict[str, FleetCluster]:
-        """Return those that are not engaged here. Another publisher may have such a cluster."""
-        return {key: cluster for key, cluster in self.published(stored).items() if key not in self.clusters}
+        """Return those that are not engaged here: at most another cluster of the name is. Another publisher may have
+        such a cluster."""
+        return {
+            key: cluster
+            for key, cluster in self.published(stored).items()
+            if key not in self.clusters or self.clusters[key].is_other(cluster)
+        }
 
     def ended_orphans(self, stored: Stored, since: int) -> list[str]:
         """Return the keys of the clusters that ended as missing after a sequence of the stream, perhaps by a former
@@ -154,7 +159,7 @@ class StreamPublication:
         ]
 
     def review(self, stored: Stored, last_sequence: int, now: float) -> list[Purge]:
-        """Read again the clusters in which another publisher has written of a scope, or which the stream has lost.
+        """Read again the clusters of which, or of a scope, another publisher has written, or which the stream has lost.
         `stored`: the messages of all clusters and scopes. `last_sequence`: that of the stream before they were read.
 
         Returns the purges that follow the ends of scopes: a publisher may have been killed before its own, and a write
@@ -162,9 +167,10 @@ class StreamPublication:
         """
         purges: list[Purge] = []
         for subject, (message, sequence) in stored.items():
-            if not isinstance(subject, ScopeSubject) or not isinstance(message, ScopeMessage):
+            if isinstance(subject, ObjectSubject) or message is None:
                 continue
-            if isinstance(message.state, ScopeIsOver):
+            is_over = isinstance(message, ScopeMessage) and isinstance(message.state, ScopeIsOver)
+            if isinstance(subject, ScopeSubject) and is_over:
                 purges.append(Purge(subject, max(sequence, last_sequence + 1), 0))
             elif (found := self.clusters.get(subject.cluster)) and not found.publishes(subject, sequence):
                 found.reread(now)
@@ -177,6 +183,10 @@ class StreamPublication:
         """Publish the end of a cluster that went while nobody published it."""
         self._cluster(cluster.name).end_orphan(cluster, now)
 
+    def is_displaced(self, key: str) -> bool:
+        """Return whether another publisher has an engaged cluster, or one of its name."""
+        return key in self.clusters and self.clusters[key].is_displaced
+
     def is_ending(self, key: str) -> bool:
         """Return whether the end of a cluster is to be published."""
         return key in self.clusters and self.clusters[key].is_ending
@@ -184,7 +194,7 @@ class StreamPublication:
     def disown(self, stored: Stored, keys: Collection[str]) -> list[WriteMessage]:
         """Return the writes that mark as STALE what the stream has of clusters that this publisher does not follow, and
         readers believe because it runs. They need not be answered."""
-        others, writes = {key for key in keys if key not in self.clusters}, list[WriteMessage]()
+        others, writes = self.orphans(stored).keys() & keys, list[WriteMessage]()
         for subject, (message, sequence) in stored.items():
             if isinstance(subject, ScopeSubject) and isinstance(message, ScopeMessage) and subject.cluster in others:
                 found = disowned(message, self.publisher)

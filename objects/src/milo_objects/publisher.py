@@ -8,7 +8,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum, auto
@@ -37,7 +37,7 @@ from milo_objects.kinds import Kind
 from milo_objects.messages import ClusterMessage, Heartbeat, Message, ScopeMessage, Stored, StoredMessage, decoded
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
-from milo_objects.scope import Change, ClusterChanged, ClusterEnded, ObjectSource, Scope
+from milo_objects.scope import Change, ClusterChanged, ClusterEnded, FleetCluster, ObjectSource, Scope
 from milo_objects.store import Store
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.stream_reader import SILENT_S
@@ -141,7 +141,9 @@ class ObjectPublisher:
         self._options = options
         self._new = new
         self._report = report
-        self._removals = Removals(accepts=accepts_removals)
+        self._removals = Removals(
+            accepts=accepts_removals, remedy="give each fleet a stream of its own, in another account of NATS"
+        )
         self._changed = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self._unanswered: deque[tuple[float, int]] = deque()
@@ -315,6 +317,8 @@ class ObjectPublisher:
                     filters = [str(ClusterSubject(cluster)), ClusterSubject(cluster).contents]
                     stored, last = await _last_messages(session, filters)
                     self.publication.read(command, stored, last, self._clock())
+                    if self.publication.is_displaced(cluster):  # perhaps by one of its name that has ended
+                        self._looks.next_at = min(self._looks.next_at, self._clock() + SECOND_LOOK_S)
                 case Purge(scope, below):
                     await session.purge(scope.objects, below)
                     self.publication.purged(command, self._clock())
@@ -385,8 +389,10 @@ class ObjectPublisher:
         looks.sequence = last
         orphans = self.publication.orphans(stored)
         verdicts = await self._judge(orphans, known_sources) if orphans else {}
+        # They tell a cluster that another publisher has written again from one that is not ended yet.
+        sequences = {subject.cluster: it for subject, (_, it) in stored.items() if isinstance(subject, ClusterSubject)}
         missing = {
-            Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation): cluster
+            Removal(key, key, cluster.uid + cluster.incarnation, f"{sequences.get(key)}"): cluster
             for key, cluster in orphans.items()
             if verdicts[key] is _Orphan.MISSING
         }
@@ -424,19 +430,22 @@ class ObjectPublisher:
         self._changed.set()
         return SECOND_LOOK_S if missing or is_followed or open_sources & known_sources else LOOK_EVERY_S
 
-    async def _judge(self, keys: Iterable[str], known_sources: set[str]) -> dict[str, _Orphan]:
+    async def _judge(self, orphans: Mapping[str, FleetCluster], known_sources: set[str]) -> dict[str, _Orphan]:
         """Return what the daemon says of each. Raises DiscoveryError if perhaps none can be looked up at present."""
         listing = await self._daemon.list()
         streaming = {source.name for source in listing.sources if source.state is SourceState.STREAMING}
         if not listing.sources and listing.source.state is SourceState.STREAMING:
             streaming.add("")
         followed = streaming & known_sources
-        return {key: await self._look_up(key) if source_of(key) in followed else _Orphan.UNKNOWN for key in keys}
+        return {
+            key: await self._look_up(key, cluster.uid) if source_of(key) in followed else _Orphan.UNKNOWN
+            for key, cluster in orphans.items()
+        }
 
-    async def _look_up(self, key: str) -> _Orphan:
+    async def _look_up(self, key: str, uid: str) -> _Orphan:
         """Return what the daemon says of a cluster. One that cannot be looked up delays no other."""
         try:
-            found = (await self._daemon.get(key)).engagement
+            report = await self._daemon.get(key)
         except ClusterNotFound as error:
             return _Orphan.ELSEWHERE if error.assigned_elsewhere else _Orphan.MISSING
         except StatusError as error:
@@ -444,8 +453,9 @@ class ObjectPublisher:
                 raise
             log.warning("cluster %s cannot be looked up, and stays published: %s", key, error)
             return _Orphan.ELSEWHERE
+        found, cluster = report.engagement, report.cluster
         if found.engaged:
-            return _Orphan.ENGAGED
+            return _Orphan.MISSING if cluster is not None and uid not in ("", cluster.uid) else _Orphan.ENGAGED
         if found.reason is EngagementReason.UNASSIGNED:
             return _Orphan.UNASSIGNED
         return _Orphan.ELSEWHERE if found.assigned_elsewhere else _Orphan.MISSING

@@ -24,7 +24,7 @@ class ScopePublication:
     """The records of one scope."""
 
     __slots__ = (
-        *("awaiting", "epoch", "gone", "held", "is_relisted", "objects", "over", "pending", "purge", "record"),
+        *("awaiting", "epoch", "gone", "held", "known", "objects", "over", "pending", "purge", "record"),
         *("refused", "source", "sweep_at", "unread_at"),
     )
 
@@ -47,7 +47,10 @@ class ScopePublication:
         """When objects that the source has not named are proven to be gone."""
         self.held = ""
         """Why they are not removed yet."""
-        self.is_relisted = False
+        self.known: float | None = None
+        """How many objects the stream had when the source had not named some of them; None if it has named all. Those
+        that were published since say nothing of how many are missing. Infinite once a second list lacks them too, of
+        which none are too many."""
         self.unread_at: float | None = None
         """When a SYNCED of a former publisher is no longer believed, because this one has not read the scope."""
 

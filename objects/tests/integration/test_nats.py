@@ -36,6 +36,7 @@ from milo_objects.publication import StreamAway, StreamConnected
 from milo_objects.publisher import ObjectPublisher
 from milo_objects.publisher_pages import PublisherPages
 from milo_objects.scope import (
+    ClusterEnded,
     FleetCluster,
     Gone,
     ObjectChanged,
@@ -61,6 +62,15 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 @pytest.fixture
 def world(server: NatsServer) -> World:
     return World(server)
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clusters that ended while nobody published them looked for often."""
+    for name in ("SECOND_LOOK_S", "LOOK_EVERY_S", "_RETRY_S"):
+        monkeypatch.setattr(publisher, name, 0.1)
+    monkeypatch.setattr(cluster_publication, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
 
 
 async def test_cancellation_is_not_lost_while_the_client_flushes(world: World) -> None:
@@ -496,6 +506,120 @@ async def test_clusters_are_kept_if_the_rest_of_the_fleet_goes_missing_after_a_r
     async with world.publisher(), world.reader() as objects:
         await eventually(lambda: "lacks 5 of 6 clusters" in "".join(world.reports))  # "c" is a new one
         await eventually(lambda: set(objects.clusters) == set("cdefg"))
+
+
+def others_of(fleet: Fleet, but: str = "") -> Fleet:
+    """Return another fleet with clusters of the same names, each with an object; it has those of `but` too."""
+    other = Fleet()
+    other._number = 1000
+    for name, cluster in fleet.clusters.items():
+        other.engage(name, **({"uid": cluster.uid} if name in but else {"uid": f"another {name}"}))
+        other.put(name, f"of another {name}")
+    return other
+
+
+def contents(stored: list[StoredMessage]) -> dict[str, tuple[int, bytes]]:
+    return {message.subject: (message.sequence, message.body) for message in stored}
+
+
+@pytest.mark.usefixtures("quick_looks")
+async def test_publisher_of_another_fleet_of_the_same_names_writes_nothing(world: World) -> None:
+    """Found by a reader: it ended the clusters of the fleet that was published before, and wrote its own."""
+    for name in "abc":
+        world.fleet.engage(name)
+        world.fleet.put(name, f"in-{name}")
+    async with world.publisher() as first:
+        await settled(first)
+    before, other = contents(await world.stored()), others_of(world.fleet)
+    async with world.publisher(fleet=other), world.reader() as objects:
+        await eventually(lambda: "lacks all 3 clusters" in "".join(world.reports))
+        asked = other.asked
+        await eventually(lambda: other.asked > asked + 12)
+        assert contents(await world.stored()) == before
+        assert names(objects) == {"in-a", "in-b", "in-c"}
+    async with world.publisher(fleet=other, accepts_removals=True), world.reader() as objects:
+        await eventually(lambda: names(objects) == {f"of another {name}" for name in "abc"})
+        assert {cluster.uid for cluster in objects.clusters.values()} == {f"another {name}" for name in "abc"}
+
+
+@pytest.mark.usefixtures("quick_looks")
+async def test_publisher_whose_daemon_is_that_of_another_fleet_by_now_writes_nothing(world: World) -> None:
+    for name in "abc":
+        world.fleet.engage(name)
+        world.fleet.put(name, f"in-{name}")
+    async with world.publisher() as first:
+        await settled(first)
+        before, former = contents(await world.stored()), {**world.fleet.clusters}
+        for name in "abc":
+            world.fleet.end(name, "UNSPECIFIED")  # a snapshot shows this
+            world.fleet.engage(name, uid=f"another {name}")
+            world.fleet.put(name, f"of another {name}")
+        await eventually(lambda: "lacks all 3 clusters" in "".join(world.reports))
+        assert contents(await world.stored()) == before
+        for name, cluster in former.items():
+            world.fleet.end(name, "UNSPECIFIED")
+            world.fleet.engage(name, uid=cluster.uid)
+            world.fleet.put(name, f"in-{name}")
+        world.fleet.put("a", "later")
+        async with world.reader() as objects:
+            await eventually(lambda: names(objects) == {"in-a", "in-b", "in-c", "later"})
+
+
+@pytest.mark.usefixtures("quick_looks")
+async def test_cluster_of_another_fleet_that_is_written_again_is_not_ended_again(world: World) -> None:
+    """Found by a reader: the publisher of the larger one of two fleets ended the clusters of the other again and
+    again."""
+    for name in "abcdefg":
+        world.fleet.engage(name)
+    small = Fleet()
+    small.engage("small", incarnation="1")
+    async with world.publisher() as large, world.publisher(fleet=small), world.reader() as objects:
+        await eventually(lambda: "deleted objects were written again (small)" in "".join(world.reports))
+        await settled(large)
+        asked = world.fleet.asked
+        await eventually(lambda: world.fleet.asked > asked + 3 and set(objects.clusters) == {*"abcdefg", "small"})
+        stored = contents(await world.stored())
+        asked = world.fleet.asked
+        await eventually(lambda: world.fleet.asked > asked + 3)
+        assert contents(await world.stored()) == stored
+
+
+@pytest.mark.usefixtures("quick_looks")
+async def test_cluster_that_was_replaced_while_nobody_published_is_ended_first(world: World) -> None:
+    for name in "abc":
+        world.fleet.engage(name)
+        world.fleet.put(name, f"in-{name}")
+    async with world.publisher() as first:
+        await settled(first)
+    other, ends = others_of(world.fleet, but="bc"), []
+    for name in "bc":
+        other.put(name, f"in-{name}")
+    async with world.reader() as objects:
+        await eventually(lambda: len(names(objects)) == 3)
+        changes = objects.changes()
+        async with world.publisher(fleet=other), asyncio.timeout(30):
+            async for change in changes:
+                if isinstance(change, ClusterEnded):
+                    ends.append((change.cluster.uid, change.reason))
+                if "of another a" in names(objects):
+                    break
+    assert ends == [("uid of a", "MISSING")]
+
+
+@pytest.mark.usefixtures("quick_looks")
+async def test_clusters_are_kept_if_a_rule_no_longer_covers_most_of_them(world: World) -> None:
+    """Found by a reader: they ended at once, and are held if they were taken while the publisher was down."""
+    for name in "abcdef":
+        world.fleet.engage(name)
+    async with world.publisher() as first, world.reader() as objects:
+        await settled(first)
+        world.fleet.end("f", "REVOKED")
+        await eventually(lambda: set(objects.clusters) == set("abcde"))
+        for name in "bcd":
+            world.fleet.end(name, "REVOKED")
+        await eventually(lambda: "lacks 4 of 6 clusters" in "".join(world.reports))
+        await settled(first)
+        assert set(objects.clusters) == set("abcde")
 
 
 async def test_clusters_are_kept_if_another_fleet_is_published_in_their_place(

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from milo_discovery import DisengageReason
+from milo_discovery import events as discovery_events
 from milo_discovery.cluster_api import ClusterApi
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually, fake_clock
 from milo_kube.api_request import METADATA_LIST_ONLY, METADATA_ONLY
@@ -297,6 +298,18 @@ async def test_end_of_a_cluster_is_said_once_with_its_reason(
     ]
     assert len(ends) == 1
     assert found.of("default") == found.of("default")[:2], "no object of the ended cluster is said to be gone"
+
+
+async def test_reason_of_an_end_that_a_snapshot_shows_is_unknown(alpha: ControlPlane) -> None:
+    """Found by a reader: the snapshot may be that of another fleet with clusters of the same names."""
+    async with running(alpha) as found:
+        await eventually(lambda: is_complete(found.objects))
+        found.discovery._feed.put_nowait(discovery_events.Connected(resumed=False))
+        found.discovery.engage(alpha)
+        found.discovery._feed.put_nowait(discovery_events.Synced(clusters=1))
+        await eventually(lambda: found.objects.clusters[alpha.project].uid != f"uid-{alpha.project}")
+    [end] = [change for change in found.changes if isinstance(change, ClusterEnded)]
+    assert (end.cluster.uid, end.reason) == (f"uid-{alpha.project}", "UNSPECIFIED")
 
 
 async def test_clusters_are_not_known_until_a_lost_ownership_is_regained(planes: list[ControlPlane]) -> None:

@@ -39,7 +39,7 @@ from milo_objects.scope import (
     Stale,
     Synced,
 )
-from milo_objects.stream_commands import Purge, ReadCluster, WriteMessage
+from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.subjects import ScopeSubject
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -398,10 +398,14 @@ def _reasons(publishing: Publishing) -> set[str | None]:
 
 
 def _replace_and_interrupt(publishing: Publishing) -> FleetCluster:
-    """Replace the cluster, and stop after the end of its former scope is stored."""
+    """Replace the cluster, whose publisher ends before it ends the scope, and stop after the end of that is stored."""
     publishing.put("a")
     publishing.write()
-    publishing.publication.apply(ClusterEnded(FleetCluster(name="web", incarnation="i", uid="u"), "MOVED"), 0.0)
+    publishing.publication.apply(ClusterEnded(FleetCluster(name="web", incarnation="i", uid="u"), "DELETED"), 0.0)
+    publishing.write(most=1)
+    assert _reasons(publishing) == {None, "DELETED"}
+    publishing.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
     cluster = FleetCluster(name="web", incarnation="i2", uid="u2")
     publishing.publication.apply(ClusterChanged(cluster), 0.0)
     while not isinstance(state_in(publishing), ScopeIsOver):
@@ -449,6 +453,59 @@ def test_cluster_that_ends_before_a_scope_of_objects_in_the_stream_begins_is_eng
     publishing.restart()
     publishing.write()
     assert state_in(publishing) == Synced(NOW)
+
+
+def test_cluster_of_another_fleet_writes_nothing_until_the_one_of_its_name_is_ended() -> None:
+    publishing = Publishing()
+    publishing.put("a")
+    publishing.write()
+    before, former = {**publishing.stored}, FleetCluster(name="web", incarnation="i", uid="u")
+    publishing.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
+    other = FleetCluster(name="web", incarnation="i2", uid="u2")
+    publishing.publication.apply(ClusterChanged(other), 0.0)
+    publishing.publication.apply(ScopeChanged(Scope("web", "i2", "v1/namespaces"), Synced(NOW)), 0.0)
+    for now in range(0, 100, 10):
+        publishing.write(now)
+    assert publishing.stored == before
+    assert publishing.publication.is_displaced("web")
+    assert publishing.publication.orphans(decoded(before.values())) == {"web": former}
+    publishing.publication.end_orphan(former, 100.0)
+    publishing.write(100.0)
+    assert _reasons(publishing) == {None}
+    assert scope_in(publishing).cluster == other
+    assert publishing.publication.orphans(decoded(publishing.stored.values())) == {}
+
+
+@pytest.mark.parametrize("interruption", ["watch", "connection"])
+def test_objects_that_are_published_since_others_are_missing_say_nothing_of_how_many_are(interruption: str) -> None:
+    """Found by a reader: the hold ended by itself, so that a single list removed the objects."""
+    publishing = Publishing()
+    for number in range(20):
+        publishing.put(f"old-{number}")
+    publishing.write()
+    publishing.restart()
+    for number in range(9):
+        publishing.put(f"old-{number}")
+    publishing.write()
+    publishing.write(10.0)
+    held = Stale(NOW, "the list lacks 11 of 20 published objects: removed if a second one does too")
+    assert state_in(publishing) == held
+    for number in range(40):
+        publishing.put(f"new-{number}")
+    publishing.write(30.0)
+    if interruption == "watch":
+        for state in (Stale(NOW, "no answer"), Synced(NOW)):
+            publishing.publication.apply(ScopeChanged(publishing.scope, state), 40.0)
+    else:
+        publishing.publication.connected(1 << 20, 40.0, is_same=False)
+    publishing.write(40.0)
+    publishing.write(60.0)
+    assert state_in(publishing) == held
+    publishing.publication.relisted(Relist(ScopeSubject("web", "", "namespaces")), 60.0)
+    publishing.write(80.0)
+    assert state_in(publishing) == Synced(NOW)
+    assert sum("Milo-Gone" in found.headers for found in publishing.stored.values()) == 11
 
 
 def test_object_that_was_stored_after_its_scope_ended_is_purged() -> None:

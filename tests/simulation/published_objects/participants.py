@@ -200,7 +200,7 @@ class Publisher:
                 project = self.world.projects.get(name)
                 if self.world.is_group and self.world.owners[name] != self.index:
                     others.add(name)
-                elif project is None or not project.is_ready:
+                elif project is None or not project.is_ready or project.uid != cluster.uid:
                     orphans[name] = cluster
             for purge in self.publication.review(stored, self.world.stream.last_sequence, now):
                 self._effect(purge)

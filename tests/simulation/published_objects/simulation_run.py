@@ -247,6 +247,12 @@ class Simulation:
                 self._judge_gone(subject, message)
             elif isinstance(before, ObjectMessage) and not message.differs(before) and str(subject) not in self.unsure:
                 self.breach(f"{subject} is written twice with the same content")
+        if isinstance(message, ClusterMessage) and not message.ended:
+            last = self.stream.messages.get(str(subject))
+            before = None if last is None else decode(last.stored)[1]
+            is_engaged = isinstance(before, ClusterMessage) and not before.ended
+            if isinstance(before, ClusterMessage) and is_engaged and before.cluster.uid != message.cluster.uid:
+                self.breach(f"{subject} is written over another cluster, which has not ended")
         if isinstance(message, ClusterMessage) and message.ended:
             project = self.projects.get(message.cluster.name)
             is_engaged = project is not None and project == Known(message.cluster.uid, is_ready=True)

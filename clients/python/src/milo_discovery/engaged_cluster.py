@@ -28,6 +28,7 @@ class EngagedCluster:
         "_current",
         "_engaged",
         "_is_owned",
+        "_is_reported",
         "_kubeconfig",
         "_reason",
         "_signal",
@@ -56,6 +57,7 @@ class EngagedCluster:
         self._is_owned = is_owned
         self._engaged = True
         self._reason: DisengageReason | None = None
+        self._is_reported = False
         self._signal = ChangeSignal()
 
     def __repr__(self) -> str:
@@ -87,6 +89,12 @@ class EngagedCluster:
     def disengage_reason(self) -> DisengageReason | None:
         """Why the cluster was disengaged; None while it is engaged, and at the end of the program."""
         return self._reason
+
+    @property
+    def is_end_reported(self) -> bool:
+        """Whether an event has reported the disengagement. Otherwise, a snapshot has shown it: perhaps that of another
+        daemon with clusters of the same names."""
+        return self._is_reported
 
     @property
     def draining(self) -> Draining | None:
@@ -168,9 +176,9 @@ class EngagedCluster:
         self._kubeconfig = kubeconfig or self._kubeconfig
         self._signal.notify()
 
-    def disengage(self, reason: DisengageReason | None = None) -> None:
+    def disengage(self, reason: DisengageReason | None = None, *, is_reported: bool = False) -> None:
         """End the engagement. Called by the Fleet."""
-        self._engaged, self._reason = False, reason
+        self._engaged, self._reason, self._is_reported = False, reason, is_reported
         self._signal.notify()
 
     @property

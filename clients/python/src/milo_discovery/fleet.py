@@ -292,7 +292,8 @@ class Fleet(RunsInBackground):
             case Event(type=EventType.DISENGAGED):
                 if item.reason is DisengageReason.OWNERSHIP_LOST:
                     self._lose_view()  # first: another thread sees that a cluster is missing
-                cluster = self._disengage(item.cluster.name, item.reason)
+                is_snapshot = self.discovery.synced and not self.discovery.connected
+                cluster = self._disengage(item.cluster.name, item.reason, is_reported=not is_snapshot)
                 if self._disengage_handler is not None:
                     previous = self._unfinished_tasks(cluster.name)
                     handling = self._handle_disengagement(self._disengage_handler, cluster, previous)
@@ -389,9 +390,11 @@ class Fleet(RunsInBackground):
                 released = None
                 await asyncio.sleep(backoff.failed(ran=timedelta()).total_seconds())
 
-    def _disengage(self, name: str, reason: DisengageReason | None = None) -> EngagedCluster:
+    def _disengage(
+        self, name: str, reason: DisengageReason | None = None, *, is_reported: bool = False
+    ) -> EngagedCluster:
         member = self._members.pop(name)
-        member.cluster.disengage(reason)
+        member.cluster.disengage(reason, is_reported=is_reported)
         member.cancel()
         if member.releasing is not None:
             member.releasing.cancel()
