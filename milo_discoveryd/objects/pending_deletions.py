@@ -353,10 +353,10 @@ class PendingDeletions:
             self._due.pop(is_sent=is_pending)
             if is_pending:
                 due.append(self._request(*first, now, is_retry=False))
-        # After a refusal, retries come last: perhaps their objects alone cannot be read, and all others would wait.
-        self._take_retries(self._retries_ready, now, due)
         if not self.defers_rechecks:
             self._take_retries(self._rechecks_due, now, due)
+        # After a refusal, retries come last: perhaps their objects alone cannot be read, and all others would wait.
+        self._take_retries(self._retries_ready, now, due)
         return due
 
     def _take_retries(self, queue: list[_Entry], now: float, due: list[ConfirmationRequest]) -> None:

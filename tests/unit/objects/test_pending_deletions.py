@@ -483,6 +483,15 @@ def test_objects_whose_reads_are_always_refused_do_not_delay_others_for_minutes(
     assert now <= 330.0, "one pause"
 
 
+def test_object_whose_reads_are_always_refused_does_not_keep_a_refuted_deletion_from_being_checked_again() -> None:
+    pending = pending_deletions()
+    pending.add("a", "u1", 0.0)
+    pending.resolve(next_request(pending), Found(STILL_THERE), 0.0)
+    pending.add("unreadable", "u2", 0.0)
+    pending.resolve(next_request(pending), Inconclusive("500", is_refusal=True), 0.0)
+    assert [request.name for request in pending.take_due(10.0)] == ["a"]
+
+
 def test_deletion_that_was_settled_takes_no_turn_of_its_tenant() -> None:
     pending = pending_deletions(concurrency=1)
     for name in ("a", "b", "settled"):
