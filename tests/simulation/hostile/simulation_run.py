@@ -40,7 +40,7 @@ RECORDS_KEPT = 100
 LEFT_OVER = 5 * RECORDS_KEPT
 """How much the containers of an attribute may grow in all."""
 OF_THE_PAST = (
-    *("ChangeNotifier._published", "ObjectCollection._deletions_reported", "LogSlots."),
+    *("ChangeNotifier._published", "RecentDeletions._reported", "LogSlots."),
     *("Audit._of_objects", "KeyedBuckets._buckets", "TokenBucket"),
     *("RecordedTransition", "DeliverySchedule._due"),
 )
