@@ -35,7 +35,7 @@ from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.revision import TokenSigner, wire_incarnation
-from milo_discoveryd.server.calls.server_info import DaemonInfo
+from milo_discoveryd.server.calls.server_info import DaemonInfo, ShardMembership
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.reading import KubeObject
@@ -364,6 +364,14 @@ class Daemon:
     async def release(self, request: pb.ReleaseClusterRequest) -> None:
         """Serve ReleaseCluster."""
         await self._service.release_cluster(request, CALLER)
+
+    def join(self, group: ShardMembership) -> None:
+        """Share the clusters with the other members of a group."""
+        self._service.shard = group
+
+    async def renew(self, request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        """Serve RenewOwnership."""
+        return await self._service.renew_ownership(request, CALLER)
 
     async def issue_while_draining(self, cluster: client_model.Cluster, who: str) -> str | None:
         """Request a kubeconfig of a draining cluster; return what is wrong with the response, or None."""

@@ -33,19 +33,30 @@ class Send(Protocol):
 
 
 class Pipe:
-    def __init__(self) -> None:
+    def __init__(self, capacity: int) -> None:
         self.waiting: deque[bytes] = deque()
+        self.blocked = 0
+        """How many sends wait."""
+        self._capacity = capacity
         self._size = 0
         self._room = asyncio.Event()
         self.something = asyncio.Event()
 
     async def send(self, message: bytes, /) -> None:
-        while self._size > CAPACITY:
-            self._room.clear()
-            await self._room.wait()
+        self.blocked += 1
+        try:
+            while self._size > self._capacity:
+                self._room.clear()
+                await self._room.wait()
+        finally:
+            self.blocked -= 1
         self.waiting.append(message)
         self._size += len(message)
         self.something.set()
+
+    def limit(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._room.set()
 
     def take(self) -> bytes:
         message = self.waiting.popleft()
@@ -83,7 +94,9 @@ class Subscriber:
         self._reads = asyncio.Event()
         self._reads.set()
         self._call: asyncio.Task[None] | None = None
-        self._pipe = Pipe()
+        self._left: asyncio.Task[None] | None = None
+        self._capacity = CAPACITY
+        self._pipe = Pipe(CAPACITY)
         self._is_cut = False
 
     @property
@@ -125,6 +138,32 @@ class Subscriber:
             self._is_cut = True
             self._call.cancel()
 
+    def limit(self, capacity: int | None) -> None:
+        """Set the buffer size of its connections: of -1, they accept nothing; None restores the default."""
+        self._capacity = CAPACITY if capacity is None else capacity
+        self._pipe.limit(self._capacity)
+
+    def end(self) -> None:
+        """End the connection; what is in flight still arrives."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def leave(self) -> asyncio.Task[None] | None:
+        """Reconnect without the daemon's knowledge, unless something is in flight. Return the call, which hangs."""
+        if self._call is None or self._call.done() or self._pipe.waiting:
+            return None
+        self._left, self._is_cut = self._call, True
+        self._pipe.limit(-1)
+        self._pipe.something.set()
+        return self._left
+
+    @property
+    def reads_late(self) -> bool:
+        """Whether what the daemon sends now may not arrive, or later: it reads nothing, or the connection is ending."""
+        calls = [call for call in (self._left, self._call) if call is not None and not call.done()]
+        is_whole = calls == [self._call] and not calls[0].cancelling()
+        return not is_whole or not self._reads.is_set() or bool(self._pipe.waiting or self._pipe.blocked)
+
     def ask(self, cluster: str, ttl_s: int | None) -> None:
         """Request one kubeconfig, by name alone or with the known incarnation."""
         daemon = self._daemon()
@@ -158,7 +197,7 @@ class Subscriber:
             confirm_releases=self.worker is not None,
             subscriber="" if self.worker is None else self.worker.who,
         )
-        self._pipe = pipe = Pipe()
+        self._pipe = pipe = Pipe(self._capacity)
         self._is_cut = False
         self._call = call = daemon.call(request, self.history.who, pipe.send)
         call.add_done_callback(lambda _: pipe.something.set())
@@ -177,7 +216,8 @@ class Subscriber:
                     pipe.something.clear()
                     await pipe.something.wait()
         finally:
-            call.cancel()
+            if call is not self._left:
+                call.cancel()
             self._ended(call)
 
     def _take(self, data: bytes, stream: Stream) -> None:

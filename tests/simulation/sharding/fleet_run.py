@@ -30,6 +30,8 @@ SEEN_WITHIN_S = 2.0
 """The time in which every daemon has read a change that its watch sent."""
 UNOWNED_S = 6.0
 """The longest time without an owner while nothing but members that join or hand over disturbs the group."""
+UNREACHED_S = RELEASE_TIMEOUT_S + OWNED_S
+"""How much longer that may be while streams of operators break, or are not read."""
 RETURN_S = 14.0
 """The time after a start within which a member that continues its term owns its clusters: see docs/sharding.md."""
 ACKNOWLEDGES_WITHIN_S = 36.0
@@ -40,6 +42,9 @@ REJOIN_S = 75.0
 """The same after a Lease was changed, or not renewed: the member joins again, and engages later."""
 SETTLED_WITHIN_S = 150.0
 MOST_MEMBERS = 5
+TEAMS = ("red", "blue")
+FILTERS = (("",), ("team=red",), ("team=blue",), ("team=red", "team=blue"), ("team=blue", "team=red"))
+"""The filters of an operator's streams: it may work in a part of the clusters, or follow them by two streams."""
 LOSS_S = (0.0, 0.05, 2.5)
 """How long a daemon takes to disengage a cluster that it has lost: all at once, in steps, or for longer than until it
 owns clusters again."""
@@ -48,6 +53,8 @@ owns clusters again."""
 @dataclass
 class FleetOutcome(Outcome):
     lost_in_steps: int = 0
+    refused: int = 0
+    """How many renewals of operators that have clusters were refused."""
     regained_meanwhile: int = 0
     """How many changes a daemon made after it had regained its ownership, before it had disengaged what it had lost."""
     notes: list[tuple[float, tuple[object, ...]]] = field(default_factory=list)
@@ -89,12 +96,15 @@ class FleetSimulation:
         self.loss_s = LOSS_S[seed % len(LOSS_S)]
         self.is_stateful = random.random() < 0.5
         """Whether the pods are those of a StatefulSet, which keep their names and hand nothing over."""
+        self.is_unsteady = random.random() < 0.5
+        """Whether the operators' streams are disturbed all the time."""
         self.server = Server()
         self.lease_api = LeaseApi()
         self.replicas: list[Replica] = []
         self._truth = {name: Truth() for name in NAMES}
         self._unowned_since: dict[str, float] = {}
         self._disturbed_until = 60.0
+        self._unreached_until = 0.0
         self._lying_until = -inf
         self._older_until = 0.0
         """Until when daemons may know older states of the objects."""
@@ -126,6 +136,7 @@ class FleetSimulation:
         for replica in self.replicas:
             await replica.kill()
         self.outcome.views, self.outcome.virtual_s = len(self.lease_api.views), self._clock()
+        self.outcome.refused = sum(replica.operator.refused for replica in self.replicas)
         return self.outcome
 
     async def _sleep_until(self, at: float) -> None:
@@ -133,6 +144,8 @@ class FleetSimulation:
             await asyncio.sleep(min(at - now, self.random.expovariate(1 / 8.0)))
             if self.random.random() < 0.7:
                 self._change_object()
+            if self.is_unsteady and now > 50.0 and self.random.random() < 0.4:
+                await getattr(self, f"_{self.random.choice(STREAM_FAULTS)}")()
 
     async def _until(self, holds: Callable[[], bool], latest: float) -> None:
         while not holds():
@@ -175,7 +188,7 @@ class FleetSimulation:
 
     def _new(self, *, ready: bool = True) -> ApiObject:
         self._made += 1
-        return ApiObject(f"uid-{self._made}", 0, ready, True, True, self._made)
+        return ApiObject(f"uid-{self._made}", 0, ready, True, True, self._made, TEAMS[self._made % 2])
 
     def _put(self, name: str, obj: ApiObject | None) -> None:
         now, truth = self._clock(), self._truth[name]
@@ -200,7 +213,10 @@ class FleetSimulation:
 
     def _like(self, obj: ApiObject, *, ready: bool | None = None, readable: bool = True) -> ApiObject:
         self._made += 1
-        return ApiObject(obj.uid, 0, obj.ready if ready is None else ready, True, readable, self._made)
+        is_ready, team = obj.ready if ready is None else ready, obj.team
+        if self._clock() < self._unreached_until and self.random.random() < 0.3:
+            team = TEAMS[team == TEAMS[0]]  # it leaves one filter, and enters another
+        return ApiObject(obj.uid, 0, is_ready, True, readable, self._made, team)
 
     def _change_object(self) -> None:
         name = self.random.choice(NAMES)
@@ -401,6 +417,50 @@ class FleetSimulation:
             if (obj := self.server.objects.get(name)) is not None:
                 self._put(name, self._like(obj, ready=True))
 
+    def _delay_operator(self, seconds: float) -> Replica | None:
+        """Return an operator whose streams are to be disturbed for that time."""
+        if replica := self._some():
+            until = self._clock() + seconds + UNREACHED_S
+            self._unreached_until = max(self._unreached_until, until)
+        return replica
+
+    async def _break_streams(self) -> None:
+        for _ in range(self.random.randint(1, 5)):
+            if replica := self._delay_operator(5.0):
+                self._after(self.random.uniform(0.0, 5.0), replica.operator.break_streams)
+
+    async def _hang_streams(self) -> None:
+        seconds = self.random.choice((3.0, 15.0, 40.0, 90.0, 120.0))
+        if replica := self._delay_operator(seconds):
+            replica.operator.hang(hangs=True)
+            replica.operator.break_streams()
+            self._after(seconds, lambda: replica.operator.hang(hangs=False))
+            if self.random.random() < 0.7:  # clusters move meanwhile
+                await asyncio.sleep(self.random.uniform(0.0, 5.0))
+                await (self._join if self.random.random() < 0.6 else self._leave)()
+
+    async def _leave_streams_unread(self) -> None:
+        seconds = self.random.choice((3.0, 15.0, 40.0, 90.0))
+        if replica := self._delay_operator(seconds):
+            replica.operator.leave_unread(leaves=True)
+            if self.random.random() < 0.5:
+                replica.operator.break_streams()
+            self._after(seconds, lambda: replica.operator.leave_unread(leaves=False))
+
+    async def _change_filters(self) -> None:
+        seconds = self.random.uniform(1.0, 60.0)
+        if replica := self._delay_operator(seconds):
+            replica.operator.select(*self.random.choice(FILTERS), is_dead=self.random.random() < 0.5)
+            self._after(seconds, lambda: replica.operator.select("", is_dead=self.random.random() < 0.5))
+
+    async def _stop_renewals(self) -> None:
+        seconds = self.random.uniform(5.0, 50.0)
+        if replica := self._delay_operator(seconds):
+            replica.operator.mute_until = self._clock() + seconds
+
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(seconds, act)
+
     # --- checks ---
 
     def note(self, *parts: object) -> None:
@@ -474,7 +534,12 @@ class FleetSimulation:
 
     def _check_unowned(self) -> None:
         now = self._clock()
+        if not all(replica.is_told for replica in self._standing):
+            self._unreached_until = max(self._unreached_until, now + UNREACHED_S)
+        unreached_s = UNREACHED_S if now < self._unreached_until else 0.0
         engaged = {name for replica in self.living for name in replica.view}
+        if unreached_s:  # an operator that is not reached follows its daemon later
+            engaged |= {name for replica in self.living for name in NAMES if replica.engages(name)}
         is_disturbed = now < self._disturbed_until or any(map(self._delays_moves, self.living))
         for name, truth in self._truth.items():
             may_engage = truth.ready_since is not None and not is_disturbed
@@ -482,7 +547,7 @@ class FleetSimulation:
                 self._unowned_since.pop(name, None)
                 continue
             since = max(self._unowned_since.setdefault(name, now), truth.ready_since or 0.0)
-            if now > since + UNOWNED_S:
+            if now > since + UNOWNED_S + unreached_s:
                 self.breach(f"{name} is engaged by nobody since {since:.2f}")
                 self._unowned_since[name] = now + 1000.0
 
@@ -531,6 +596,10 @@ class FleetSimulation:
             replica.api.down_until, replica.api.only = 0.0, None
             replica.leases.down_until = replica.leases.error_share = 0.0
             replica.leases.late_s = 0.1
+            replica.operator.mute_until = 0.0
+            replica.operator.hang(hangs=False)
+            replica.operator.leave_unread(leaves=False)
+            replica.operator.select("")
         for name, obj in [*self.server.objects.items()]:
             if not obj.readable:
                 self._put(name, self._like(obj))
@@ -540,6 +609,8 @@ class FleetSimulation:
         self.outcome.settled_s = self._clock() - began
         if problem := self._problem():
             self.breach(problem)
+        for replica in self.living:
+            self.outcome.breaches += replica.operator.broken
 
     def _problem(self) -> str:
         """Return why the group does not have its final state; empty if it has."""
@@ -548,6 +619,9 @@ class FleetSimulation:
             problem = replica.group.share_problem()
             if problem or not replica.group.member.is_settled:
                 return f"{replica.name} is not settled, or not ready: {replica.group.status()}, {problem}"
+        for replica in self.living:
+            if replica.operator.late:
+                return f"{replica.name} was not told of the end of {', '.join(sorted(replica.operator.late))}"
         for name, truth in self._truth.items():
             owners = [replica.name for replica in self.living if name in replica.view]
             due = [] if truth.ready_since is None else [rendezvous.owner(name, names)]
@@ -556,6 +630,7 @@ class FleetSimulation:
         return ""
 
 
+STREAM_FAULTS = ("break_streams", "hang_streams", "leave_streams_unread", "change_filters", "stop_renewals")
 FLEET_FAULTS = (
     "join",
     "join",
@@ -572,6 +647,7 @@ FLEET_FAULTS = (
     "serve_an_older_state",
     "shorten_lists",
     "unready_all",
+    *STREAM_FAULTS,
 )
 
 

