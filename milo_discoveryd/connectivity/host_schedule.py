@@ -29,6 +29,8 @@ class _HostClusters(msgspec.Struct):
     """The clusters of a source behind a host, by name and incarnation."""
 
     host: str
+    tenant: str
+    """The tenant of the first of them: where tenants have hosts of their own, that of all."""
     incarnations: dict[str, int] = msgspec.field(default_factory=dict)
     connectivity: ConnectivityStatus | None = None
 
@@ -46,12 +48,12 @@ class HostSchedule:
         """In-flight probes of hosts, keyed by the cluster probe that represents the host."""
         self._known: list[ConnectivityChange] = []
 
-    def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
+    def watch(self, name: str, host: str, incarnation: int, now: float, tenant: str = "") -> None:
         self.forget(name)
         key = f"{source_of(name)} {host}"
         if key not in self._hosts:
-            self._hosts[key] = _HostClusters(host)
-            self._schedule.watch(key, host, 0, now)
+            self._hosts[key] = _HostClusters(host, tenant)
+            self._schedule.watch(key, host, 0, now, tenant)
         clusters = self._hosts[key]
         clusters.incarnations[name] = incarnation
         self._host_of[name] = key
@@ -87,7 +89,8 @@ class HostSchedule:
         self._schedule.drop(of_host)
         self.forget(probe.name)
         if of_host.name in self._hosts:
-            self._schedule.watch(of_host.name, self._hosts[of_host.name].host, 0, -math.inf)
+            clusters = self._hosts[of_host.name]
+            self._schedule.watch(of_host.name, clusters.host, 0, -math.inf, clusters.tenant)
 
     @property
     def next_at(self) -> float | None:

@@ -52,7 +52,8 @@ class Prober:
     def engaged(self, cluster: Cluster) -> None:
         target = cluster.target
         self._clusters[target.name] = cluster
-        self._schedule.watch(target.name, urlsplit(target.endpoint).netloc, cluster.incarnation, self._clock())
+        host = urlsplit(target.endpoint).netloc
+        self._schedule.watch(target.name, host, cluster.incarnation, self._clock(), target.tenant)
         self._changed.set()
 
     def updated(self, cluster: Cluster) -> None:

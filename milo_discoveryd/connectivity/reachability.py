@@ -1,8 +1,9 @@
 """The schedule of connectivity probes, and the connectivity that follows from their outcomes. Callers pass the time.
 
-Probes are rate limited in total and per host: the more clusters share a host, the less often each is probed. While a
-host is down, one probe at a time represents all clusters behind it. A cluster becomes unreachable only after its probes
-failed for `unreachable_after_s`, so that the restart of an API server is not reported.
+Probes are rate limited in total and per host: the more clusters share a host, the less often each is probed. Tenants
+take turns: one may have thousands of hosts. While a host is down, one probe at a time represents all clusters behind
+it. A cluster becomes unreachable only after its probes failed for `unreachable_after_s`, so that the restart of an API
+server is not reported.
 
 With `give_up_after_s`, a cluster that stays unreachable is disengaged. An outage of a host that several clusters share
 disengages none of them, and neither does an outage of many clusters: then the daemon itself may be cut off.
@@ -10,6 +11,7 @@ disengages none of them, and neither does an outage of many clusters: then the d
 
 import heapq
 import math
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 
@@ -44,6 +46,8 @@ class ProbePolicy(msgspec.Struct, frozen=True, kw_only=True):
     disengaged."""
 
 
+_READY_PER_PROBE = 100
+"""How many hosts become ready at once, for each probe that is sent: to look at all of 100,000 takes 0.1 s."""
 AT_ONCE = 512
 """Limit of probes in flight: each uses a file descriptor."""
 
@@ -120,6 +124,7 @@ class _ProbedCluster(msgspec.Struct, gc=False):
     host: str
     incarnation: int
     watch: int
+    tenant: str = ""
     turn: int = 0
     """Identifies the cluster's valid entry in the host's heap. It increases with each outcome of its own."""
     state: Reachability = Reachability.UNKNOWN
@@ -149,6 +154,8 @@ class ProbeSchedule:
         self._watched: dict[str, _ProbedCluster] = {}
         self._host_queue: list[tuple[float, int, str]] = []
         """A heap of hosts by the time at which each may be probed."""
+        self._ready = OrderedDict[str, deque[tuple[int, str]]]()
+        """The hosts whose time has come, by the tenant of the cluster to probe. The next tenant is the first."""
         self._free_at = 0.0
         self._in_flight: dict[Probe, str] = {}
         """Probes in flight, with the host of each."""
@@ -156,11 +163,11 @@ class ProbeSchedule:
         self._unreachable_count = 0
         """Number of unreachable clusters."""
 
-    def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
+    def watch(self, name: str, host: str, incarnation: int, now: float, tenant: str = "") -> None:
         """Add an engaged cluster. It is probed as soon as the rate limits allow."""
         self.forget(name)
         self._turns += 1
-        self._watched[name] = _ProbedCluster(host, incarnation, self._turns)
+        self._watched[name] = _ProbedCluster(host, incarnation, self._turns, tenant)
         self._hosts.setdefault(host, _Host()).names[name] = None
         self._plan(name, now)
 
@@ -180,11 +187,8 @@ class ProbeSchedule:
     def due(self, now: float) -> list[Probe]:
         """Return the probes to send now. Each must be passed to `record` or `drop`."""
         found: list[Probe] = []
-        while self._host_queue and self._may_send(now):
-            _, turn, key = heapq.heappop(self._host_queue)
-            host = self._hosts.get(key)
-            if host is None or host.turn != turn:
-                continue
+        while self._may_send(now) and (key := self._take_ready(now)) is not None:
+            host = self._hosts[key]
             _, _, name = heapq.heappop(host.due)
             probe = Probe(name, self._watched[name].incarnation, self._watched[name].watch)
             self._in_flight[probe] = key
@@ -208,9 +212,9 @@ class ProbeSchedule:
     @property
     def next_at(self) -> float | None:
         """When the next probe is due; None if none is planned, or too many are in flight."""
-        if not self._host_queue or len(self._in_flight) >= self._policy.at_once:
+        if not (self._host_queue or self._ready) or len(self._in_flight) >= self._policy.at_once:
             return None
-        return max(self._host_queue[0][0], self._free_at)
+        return self._free_at if self._ready else max(self._host_queue[0][0], self._free_at)
 
     def record(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> Iterator[ConnectivityChange | None]:
         """Record the outcome of a probe, and return the changes that follow from it, with None for each cluster that
@@ -327,7 +331,31 @@ class ProbeSchedule:
         return watched is None or watched.turn != turn
 
     def _may_send(self, now: float) -> bool:
-        return max(self._host_queue[0][0], self._free_at) <= now and len(self._in_flight) < self._policy.at_once
+        return self._free_at <= now and len(self._in_flight) < self._policy.at_once
+
+    def _take_ready(self, now: float) -> str | None:
+        """Return the host to probe now: one of the tenant whose turn it is; None if there is none."""
+        more = _READY_PER_PROBE
+        while more and self._host_queue and self._host_queue[0][0] <= now:
+            _, turn, key = heapq.heappop(self._host_queue)
+            if (host := self._host_of_turn(key, turn)) is not None:
+                tenant = self._watched[host.due[0][-1]].tenant
+                self._ready.setdefault(tenant, deque()).append((turn, key))
+                more -= 1
+        while self._ready:
+            tenant, hosts = next(iter(self._ready.items()))
+            turn, key = hosts.popleft()
+            if not hosts:
+                del self._ready[tenant]
+            if self._host_of_turn(key, turn) is not None:
+                if hosts:
+                    self._ready.move_to_end(tenant)
+                return key
+        return None
+
+    def _host_of_turn(self, key: str, turn: int) -> _Host | None:
+        host = self._hosts.get(key)
+        return host if host is not None and host.turn == turn else None
 
     def _is_down(self, host: _Host) -> bool:
         return host.failures >= self._policy.host_down_after

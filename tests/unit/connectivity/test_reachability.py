@@ -234,6 +234,24 @@ def test_unreachable_host_has_one_probe_at_a_time_while_those_end_that_were_sent
     assert driver.due() == []
 
 
+def test_tenants_with_hosts_of_their_own_take_turns() -> None:
+    """One with 9,000 hosts delayed the first probes of others' clusters for minutes."""
+    driver = ScheduleDriver(msgspec.structs.replace(POLICY, rate_per_s=50.0, at_once=250))
+    for number in range(9000):
+        driver.schedule.watch(f"evil-{number}", f"host-{number}", 1, driver.now, "evil")
+    for _ in range(20):
+        driver.now += 0.1
+        for probe in driver.due():
+            driver.tell(probe, GONE)
+    engaged_at = driver.now
+    for number in range(5):
+        driver.schedule.watch(f"good-{number}", f"good-{number}", 1, driver.now, f"tenant-{number}")
+    driver.run(3.0, GONE)
+    first = {name: at - engaged_at for at, name in reversed(driver.probed) if name.startswith("good")}
+    assert len(first) == 5
+    assert max(first.values()) <= 2.0
+
+
 OUTAGE = msgspec.structs.replace(
     POLICY, rate_per_s=1000.0, host_rate_per_s=1000.0, at_once=100, unreachable_after_s=0.0
 )
