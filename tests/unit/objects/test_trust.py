@@ -47,11 +47,11 @@ def doubt(why: Why, since: float = NOW, relist_at: float = NOW + 30.0) -> Doubt:
 
 
 ROWS: dict[str, tuple[Doubt | None, ...]] = {
-    "none, or younger BEHIND or FOREIGN": (None, doubt(Why.BEHIND, NOW - 29.0), doubt(Why.FOREIGN, NOW - 29.0)),
-    "BEHIND since `verify_after`": (doubt(Why.BEHIND, NOW - 30.0, NOW),),
-    "FOREIGN since `verify_after`": (doubt(Why.FOREIGN, NOW - 30.0, NOW),),
-    "MASS, second list not due": (doubt(Why.MASS, NOW - 29.0, NOW + 1.0),),
-    "MASS, second list due": (doubt(Why.MASS, NOW - 30.0, NOW),),
+    "none, or BEHIND or FOREIGN, not due": (None, doubt(Why.BEHIND, NOW - 29.0), doubt(Why.FOREIGN, NOW - 29.0)),
+    "BEHIND, due": (doubt(Why.BEHIND, NOW - 30.0, NOW),),
+    "FOREIGN, due": (doubt(Why.FOREIGN, NOW - 30.0, NOW),),
+    "MASS, not due": (doubt(Why.MASS, NOW - 29.0, NOW + 1.0),),
+    "MASS, due": (doubt(Why.MASS, NOW - 30.0, NOW),),
     "accepted (`SIGUSR2`)": (None, *(doubt(why, NOW - 30.0, NOW) for why in Why)),
 }
 COLUMNS = {
