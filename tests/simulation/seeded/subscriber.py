@@ -143,6 +143,11 @@ class Subscriber:
         self._capacity = CAPACITY if capacity is None else capacity
         self._pipe.limit(self._capacity)
 
+    def drop_unread(self) -> None:
+        """Drop what a connection that has ended had delivered."""
+        if self._call is not None and self._call.done():
+            self._pipe.waiting.clear()
+
     def end(self) -> None:
         """End the connection; what is in flight still arrives."""
         if self._call is not None:

@@ -132,6 +132,7 @@ class Operator:
     def leave_unread(self, *, leaves: bool) -> None:
         self._is_unread = leaves
         for stream in self._streams:
+            stream.drop_unread()  # or it would begin to work in what it should have read long ago
             self._apply_faults(stream)
 
     def _apply_faults(self, stream: Subscriber) -> None:
