@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from random import getrandbits
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
@@ -81,7 +82,12 @@ class Controller:
         self._shared = shared
         self._loop = asyncio.get_running_loop()
         self.queue = WorkQueue(
-            spec.policy, random.random, self._loop.time(), per_cluster=spec.per_cluster, delay_failed=self._delay_failed
+            spec.policy,
+            random.random,
+            self._loop.time(),
+            per_cluster=spec.per_cluster,
+            workers=spec.workers,
+            delay_failed=self._delay_failed,
         )
         self.failures = ReconcileFailures(spec.name, shared.failures)
         self._running: dict[ObjectKey, float] = {}
@@ -355,10 +361,11 @@ class Controller:
                 )
             except RuntimeError:  # another task of the cluster has failed, so the cluster is about to be dropped
                 process.close()
+                self.queue.freed(work)
                 continue
             self._tasks.add(task)
             # A callback, because none of the task's own code runs if it is canceled before it starts.
-            task.add_done_callback(self._ended)
+            task.add_done_callback(partial(self._ended, work))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -428,8 +435,9 @@ class Controller:
         self.queue.settle(key, self._loop.time())
         self.pump_soon()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, work: Work, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self.queue.freed(work)
         self.pump_soon()
 
     def _request(self, member: ReconciledCluster, work: Work) -> Request[Any]:

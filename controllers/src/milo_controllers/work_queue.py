@@ -4,6 +4,8 @@ Does no I/O and reads no clock: callers pass the time. Invariants:
 
 - An object is never in flight twice. Changes during its reconcile lead to exactly one more reconcile.
 - Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
+- Half of the workers are for clusters that have no object in flight and do not hang, so that those that hang, each with
+  `per_cluster` objects, do not hold all workers.
 - Live changes go before retries, and retries before objects of an initial list or a resync. But where some wait, each
   `_TURN`th object is one of them, so that a cluster whose objects always change does not hold up the others.
 - A failed object is retried after its own backoff. Each cluster has a token bucket of retries, and all clusters
@@ -18,7 +20,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -32,6 +34,8 @@ _WOKEN_AT_ONCE = 100
 """Maximum number of delays that end in one call of `take_next`. While this replica does not lead, those of all objects
 may end."""
 _COMPACTED_AT_ONCE = 4
+_HANGS_S = 5.0
+"""Minimum duration of a failed reconcile after which its cluster counts as one that hangs."""
 
 
 class Priority(enum.IntEnum):
@@ -83,6 +87,8 @@ class Work(NamedTuple):
     """How long the object was ready before it was taken."""
     failures: int
     """Consecutive failures before this attempt."""
+    is_further: bool = False
+    """Whether its cluster had another object in flight, or hangs."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -121,6 +127,11 @@ Outcome = Done | Failed | Stopped | Parked | Interrupted
 _PRIORITIES: Final = tuple(Priority)  # iterating over an enumeration costs more than the rest of `take_next`
 
 
+class _InFlight(NamedTuple):
+    priority: Priority
+    since: float
+
+
 class _ClusterQueue:
     """The objects of one engagement of a cluster."""
 
@@ -129,13 +140,19 @@ class _ClusterQueue:
         self.ready: tuple[OrderedDict[ObjectKey, float], ...] = tuple(OrderedDict() for _ in Priority)
         self.dirty: dict[ObjectKey, Priority] = {}
         """Objects that changed while they were in flight or held, with the priority of the change."""
-        self.in_flight: dict[ObjectKey, Priority] = {}
+        self.in_flight: dict[ObjectKey, _InFlight] = {}
+        self.hangs = False
+        """Whether its last reconcile failed, and took long."""
         self.held: set[ObjectKey] = set()
         self.delayed: dict[ObjectKey, tuple[float, Priority]] = {}
         self.failures: dict[ObjectKey, int] = {}
         self.stopped: dict[ObjectKey, str] = {}
         self.parked: dict[ObjectKey, None] = {}
         self.retries: TokenBucket | None = None
+
+    @property
+    def is_next_further(self) -> bool:
+        return self.hangs or bool(self.in_flight)
 
     @property
     def is_empty(self) -> bool:
@@ -163,6 +180,56 @@ _Timer = tuple[float, int, ObjectKey]
 """When the delay of an object ends. The number makes timers of the same time differ."""
 
 
+class _Turns:
+    """The clusters that have an object to start, by priority, in round-robin order, and the workers that are left for
+    clusters that have an object in flight, or hang."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._next: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._put_off: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
+        """Clusters whose turn came when no worker was left for them."""
+        self._further = 0
+        """The number of workers with an object of a cluster that had another one in flight, or hung."""
+
+    def __getitem__(self, priority: Priority) -> OrderedDict[_Cluster, None]:
+        return self._next[priority]
+
+    def offer(self, cluster: _Cluster, queue: _ClusterQueue) -> None:
+        """Queue the cluster for every priority in which it has ready objects."""
+        for ready, turns, put_off in zip(queue.ready, self._next, self._put_off, strict=True):
+            if ready and not (cluster in put_off and queue.is_next_further):
+                put_off.pop(cluster, None)
+                turns.setdefault(cluster, None)
+
+    def withdraw(self, cluster: _Cluster) -> None:
+        for turns in (*self._next, *self._put_off):
+            turns.pop(cluster, None)
+
+    def left(self, clusters: int) -> int:
+        """Return the number of workers left for clusters that have an object in flight, or hang."""
+        kept = min(self._workers // 2, clusters)
+        return max(1, self._workers - kept) - self._further
+
+    def put_off(self, cluster: _Cluster, priority: Priority) -> None:
+        self._put_off[priority][cluster] = None
+
+    def resume(self, clusters: int) -> None:
+        """Give clusters the turns that were put off, as far as workers are left for them."""
+        if any(self._put_off) and (left := self.left(clusters)) > 0:
+            for turns, put_off in zip(self._next, self._put_off, strict=True):
+                for cluster in tuple(islice(put_off, left))[::-1]:
+                    del put_off[cluster]
+                    turns[cluster] = None
+                    turns.move_to_end(cluster, last=False)
+
+    def began(self, work: Work) -> None:
+        self._further += work.is_further
+
+    def freed(self, work: Work) -> None:
+        self._further -= work.is_further
+
+
 class WorkQueue:
     """The queue of one reconciler. `jitter` returns random numbers in [0, 1)."""
 
@@ -173,10 +240,12 @@ class WorkQueue:
         now: float,
         *,
         per_cluster: int,
+        workers: int,
         delay_failed: Callable[[ObjectKey, Exception], None] = lambda _key, _error: None,
     ) -> None:
-        """`per_cluster`: maximum objects of one cluster in flight. `delay_failed` is called when `policy.delay_s`
-        raises, or returns no delay; the exponential backoff applies then."""
+        """`per_cluster`: maximum objects of one cluster in flight; `workers`: of all clusters, to which callers keep.
+        `delay_failed` is called when `policy.delay_s` raises, or returns no delay; the exponential backoff applies
+        then."""
         self._policy = policy
         self._per_cluster = per_cluster
         self._jitter = jitter
@@ -188,8 +257,7 @@ class WorkQueue:
         """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
         """The queues of the clusters that have objects; of thousands of clusters, most have none."""
-        # Clusters that have an object to start, by priority, in round-robin order.
-        self._turns: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._turns = _Turns(workers)
         self._passed_over = [0] * len(Priority)
         """For each priority: how many objects were taken while some of it waited, since the last one of it."""
         self._timers: list[_Timer] = []
@@ -218,8 +286,7 @@ class WorkQueue:
         """Forget every object of the cluster, and accept no more of them."""
         self._is_open.pop((cluster, incarnation), None)
         self._clusters.pop((cluster, incarnation), None)
-        for turns in self._turns:
-            turns.pop((cluster, incarnation), None)
+        self._turns.withdraw((cluster, incarnation))
 
     def parked(self, cluster: str, incarnation: int) -> tuple[ObjectKey, ...]:
         """Return the parked objects of the cluster."""
@@ -261,6 +328,7 @@ class WorkQueue:
     def take_next(self, now: float) -> Work | None:
         """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
         self._wake(now)
+        self._turns.resume(len(self._is_open))
         late = [priority for priority in _PRIORITIES if self._passed_over[priority] >= _TURN - 1]
         for priority in (*late, *_PRIORITIES) if late else _PRIORITIES:
             if (work := self._take(priority, now)) is not None:
@@ -281,15 +349,20 @@ class WorkQueue:
             queue = self._clusters.get(cluster)
             if queue is None or not queue.ready[priority]:
                 continue  # the cluster has no ready object of this priority any more
+            if queue.is_next_further and self._turns.left(len(self._is_open)) <= 0:
+                self._turns.put_off(cluster, priority)
+                continue
             key, added_at = queue.ready[priority].popitem(last=False)
-            queue.in_flight[key] = priority
+            work = Work(key, now - added_at, queue.failures.get(key, 0), queue.is_next_further)
+            self._turns.began(work)
+            queue.in_flight[key] = _InFlight(priority, now)
             if priority is Priority.RETRY:
                 self._retries.take(now)
             if len(queue.in_flight) < self._per_cluster:
                 self._offer(cluster)
             else:
-                self._withdraw(cluster)
-            return Work(key, now - added_at, queue.failures.get(key, 0))
+                self._turns.withdraw(cluster)
+            return work
         return None
 
     def done(self, key: ObjectKey, outcome: Outcome, now: float, *, is_held: bool = False) -> float | None:
@@ -300,10 +373,12 @@ class WorkQueue:
         queue = self._clusters.get(key[:2])
         if queue is None or key not in queue.in_flight:
             return None  # the cluster was dropped during the reconcile
-        priority = queue.in_flight.pop(key)
+        taken = queue.in_flight.pop(key)
+        if not isinstance(outcome, Interrupted):
+            queue.hangs = isinstance(outcome, Failed) and now - taken.since >= _HANGS_S
         delay_s = self._recorded(queue, key, outcome, now)
         if delay_s is not None:
-            retried = Priority.RETRY if isinstance(outcome, Failed) else priority
+            retried = Priority.RETRY if isinstance(outcome, Failed) else taken.priority
             self._delay(queue, key, now + delay_s, retried)
         if is_held:
             queue.held.add(key)
@@ -314,6 +389,10 @@ class WorkQueue:
         if queue.is_empty:
             del self._clusters[key[:2]]
         return delay_s
+
+    def freed(self, work: Work) -> None:
+        """Record that the worker that took an object is free: after `done`, also if its cluster was dropped."""
+        self._turns.freed(work)
 
     def forget_stopped(self, key: ObjectKey) -> bool:
         """Forget an object that is not retried; return whether it was one."""
@@ -359,7 +438,7 @@ class WorkQueue:
         queue = self._clusters.get((cluster, incarnation))
         if queue is not None:
             queue.forget_waiting(kept)
-            self._withdraw((cluster, incarnation))
+            self._turns.withdraw((cluster, incarnation))
             self._offer((cluster, incarnation))
             if queue.is_empty:
                 del self._clusters[cluster, incarnation]
@@ -367,9 +446,9 @@ class WorkQueue:
     def put_back(self, now: float) -> None:
         """Make the objects in flight ready again, because their reconciles ended without a call of `done`."""
         for queue in tuple(self._clusters.values()):
-            for key, priority in tuple(queue.in_flight.items()):
+            for key, taken in tuple(queue.in_flight.items()):
                 del queue.in_flight[key]
-                self.add(key, now, min(priority, queue.dirty.pop(key, priority)))
+                self.add(key, now, min(taken.priority, queue.dirty.pop(key, taken.priority)))
 
     def settle(self, key: ObjectKey, now: float) -> None:
         """Release a held object. It is due at once if it changed while in flight or held, otherwise after its delay."""
@@ -509,13 +588,7 @@ class WorkQueue:
         """Queue the cluster for every priority in which it has ready objects."""
         queue = self._clusters.get(cluster)
         if queue is not None and self._is_open[cluster] and len(queue.in_flight) < self._per_cluster:
-            for ready, turns in zip(queue.ready, self._turns, strict=True):
-                if ready:
-                    turns.setdefault(cluster, None)
-
-    def _withdraw(self, cluster: _Cluster) -> None:
-        for turns in self._turns:
-            turns.pop(cluster, None)
+            self._turns.offer(cluster, queue)
 
 
 def _first(ready: dict[ObjectKey, float]) -> float | None:

@@ -51,6 +51,30 @@ def config_map(name: str, **data: str) -> dict[str, Any]:
 # --- tenants ---
 
 
+async def test_clusters_whose_servers_hang_leave_threads_to_others(
+    sandbox: MiloSandbox, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_controllers.controllers.THREADS", 8)
+    answer, began = threading.Event(), list[str]()
+
+    def reconcile(request: Request) -> None:
+        began.append(request.cluster.name)
+        if request.cluster.name != plane.project:
+            answer.wait()
+
+    hanging = [with_widgets(sandbox) for _ in range(2)]  # which would take all threads
+    for other in hanging:
+        for number in range(9):
+            other.create(widget(f"w{number}"))
+    async with reconciling(reconcile, *hanging, plane) as running:  # type: ignore[arg-type]  # a plain function
+        try:
+            await eventually(lambda: len(began) >= 7 and running.controllers.health().synced)
+            plane.create(widget("one"))
+            await eventually(lambda: plane.project in began)
+        finally:
+            answer.set()
+
+
 async def test_object_that_cannot_be_cached_is_not_taken_for_a_deleted_one(plane: ControlPlane) -> None:
     plane.create(widget("one"))
     found: list[object] = []

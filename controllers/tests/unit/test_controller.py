@@ -898,8 +898,10 @@ async def test_parked_failing_and_deleted_objects_of_a_large_cluster_are_handled
         for place in places:
             key = ObjectKey("alpha", 1, *place)
             queue.add(key, 0.0)
-            assert queue.take_next(0.0) is not None
+            work = queue.take_next(0.0)
+            assert work is not None
             queue.done(key, Parked(), 0.0)
+            queue.freed(work)
             failures.record(key, ValueError("no"), is_stopped=False)
         informer = SimpleNamespace(key=kind, cache=ObjectCache(), dropped=frozenset(places))
         members["alpha"].informers[kind] = informer

@@ -18,7 +18,7 @@ def test_clusters_beyond_the_limit_share_one_label_value() -> None:
 
 
 def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> None:
-    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0, per_cluster=4)
+    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0, per_cluster=4, workers=256)
     running: dict[int, float] = {}
     numbers = itertools.count()
 
@@ -65,7 +65,7 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
 
 def test_running_and_permitted_reconciles_of_two_sets_of_controllers_are_added_up() -> None:
     """The gauges had the values of one of them."""
-    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0, per_cluster=4)
+    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0, per_cluster=4, workers=256)
     registry = CollectorRegistry()
     state = ControllerMetrics.of_registry(registry, max_clusters=1).state
     for workers, began in ((7, (1.0, 2.0)), (3, ())):

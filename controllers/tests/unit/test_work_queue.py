@@ -1,6 +1,7 @@
 """The work queue: order, delays and limits."""
 
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -28,8 +29,10 @@ def key(name: str, cluster: str = "a", incarnation: int = 1) -> ObjectKey:
     return ObjectKey(cluster, incarnation, "default", name)
 
 
-def queue_of(*clusters: str, policy: QueuePolicy = POLICY, jitter: float = 0.0, per_cluster: int = 2) -> WorkQueue:
-    queue = WorkQueue(policy, lambda: jitter, 0.0, per_cluster=per_cluster)
+def queue_of(
+    *clusters: str, policy: QueuePolicy = POLICY, jitter: float = 0.0, per_cluster: int = 2, workers: int = 10_000
+) -> WorkQueue:
+    queue = WorkQueue(policy, lambda: jitter, 0.0, per_cluster=per_cluster, workers=workers)
     for cluster in clusters or ("a",):
         queue.engage(cluster, 1)
         queue.open(cluster, 1)
@@ -113,6 +116,83 @@ def test_work_queue_limits_objects_in_flight_per_cluster() -> None:
     assert [taken(queue), taken(queue), taken(queue)] == ["x", "y", None]
     queue.done(key("x"), Done(), 0.0)
     assert taken(queue) == "z"
+
+
+def all_taken(queue: WorkQueue, workers: int, now: float = 0.0) -> list[Work]:
+    """Take objects until none is left for these workers."""
+    return [*islice(iter(lambda: queue.take_next(now), None), workers)]
+
+
+def hung(queue: WorkQueue, taken: list[Work], now: float) -> None:
+    for work in taken:
+        queue.done(work.key, Failed(), now)
+        queue.freed(work)
+
+
+@pytest.mark.parametrize("clusters", [16, 31])
+def test_clusters_that_hang_for_the_first_time_leave_workers_to_others(clusters: int) -> None:
+    hanging = [f"hanging-{number}" for number in range(clusters)]
+    queue = queue_of(*hanging, *(f"works-{number}" for number in range(100)), per_cluster=4, workers=64)
+    for object_key in (key(f"x{number}", cluster) for number in range(9) for cluster in hanging):
+        queue.add(object_key, 0.0)
+    held = all_taken(queue, 64)
+    assert len(held) == clusters + 32
+    queue.add(key("x", "works-7"), 1.0)
+    assert taken(queue, 1.0) == "x"
+
+
+def test_clusters_that_hang_again_and_again_hold_half_of_the_workers_together() -> None:
+    hanging = [f"hanging-{number}" for number in range(200)]
+    queue = queue_of(*hanging, "works", per_cluster=4, workers=64)
+    for object_key in (key(f"x{number}", cluster) for number in range(9) for cluster in hanging):
+        queue.add(object_key, 0.0, Priority.BACKGROUND)
+    served, now = set(), 0.0
+    held = all_taken(queue, 64)
+    for _ in range(20):
+        now += 30.0
+        hung(queue, held, now)
+        held = all_taken(queue, 64, now)
+        served.update(work.key.cluster for work in held)
+    assert len(held) == 32
+    assert served == {*hanging}  # in turns
+    queue.add(key("x", "works"), now, Priority.BACKGROUND)
+    assert taken(queue, now) == "x"
+
+
+def test_cluster_that_hung_and_answers_again_has_its_turns_as_others() -> None:
+    queue = queue_of("a", "b", per_cluster=2, workers=4)
+    for cluster in "ab":
+        for number in range(5):
+            queue.add(key(f"x{number}", cluster), 0.0)
+    hung(queue, all_taken(queue, 4), 30.0)
+    held = all_taken(queue, 4, 30.0)
+    assert [work.is_further for work in held] == [True, True]
+    for work in held:
+        queue.done(work.key, Done(), 31.0)
+        queue.freed(work)
+    assert [work.is_further for work in all_taken(queue, 4, 31.0)] == [False, False, True, True]
+
+
+def test_cluster_alone_uses_all_workers() -> None:
+    queue = queue_of("a", per_cluster=8, workers=8)
+    for number in range(9):
+        queue.add(key(f"x{number}"), 0.0)
+    assert len(all_taken(queue, 8)) == 8
+
+
+def test_workers_of_a_dropped_cluster_count_until_they_are_free() -> None:
+    queue = queue_of(*"abcdef", per_cluster=8, workers=8)
+    for cluster in "ab":
+        for number in range(9):
+            queue.add(key(f"x{number}", cluster), 0.0)
+    held = all_taken(queue, 8)
+    assert len(held) == 6
+    queue.drop("a", 1)
+    assert queue.take_next(1.0) is None
+    for work in held[::2]:
+        assert work.key.cluster == "a"
+        queue.freed(work)
+    assert len(all_taken(queue, 8)) == 2
 
 
 @pytest.mark.parametrize("waiting", [Priority.RETRY, Priority.BACKGROUND])
@@ -356,7 +436,7 @@ def test_delays_of_thousands_of_objects_do_not_end_in_one_step() -> None:
 
 
 def test_work_queue_takes_no_object_before_its_cluster_is_open() -> None:
-    queue = WorkQueue(POLICY, lambda: 0.0, 0.0, per_cluster=2)
+    queue = WorkQueue(POLICY, lambda: 0.0, 0.0, per_cluster=2, workers=256)
     queue.engage("a", 1)
     queue.add(key("x"), 0.0, Priority.BACKGROUND)
     assert queue.take_next(1.0) is None
@@ -475,7 +555,12 @@ def test_default_backoff_applies_if_the_delay_function_fails_or_returns_no_delay
     failed: list[tuple[ObjectKey, str]] = []
     policy = QueuePolicy(delay_s=delay_s, first_delay_s=2.0, jitter=0.0)
     queue = WorkQueue(
-        policy, lambda: 0.0, 0.0, per_cluster=1, delay_failed=lambda key, error: failed.append((key, str(error)))
+        policy,
+        lambda: 0.0,
+        0.0,
+        per_cluster=1,
+        workers=1,
+        delay_failed=lambda key, error: failed.append((key, str(error))),
     )
     queue.engage("a", 1)
     queue.open("a", 1)

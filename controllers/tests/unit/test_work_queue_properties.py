@@ -13,10 +13,12 @@ from milo_controllers.work_queue import (
     Priority,
     QueuePolicy,
     Stopped,
+    Work,
     WorkQueue,
 )
 
 PER_CLUSTER = 2
+WORKERS = 3
 CLUSTERS = st.sampled_from("abc")
 NAMES = st.sampled_from("wxyz")
 OUTCOMES = st.sampled_from(
@@ -28,14 +30,14 @@ class Queue(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.queue = WorkQueue(QueuePolicy(), lambda: 0.5, self.now, per_cluster=PER_CLUSTER)
+        self.queue = WorkQueue(QueuePolicy(), lambda: 0.5, self.now, per_cluster=PER_CLUSTER, workers=WORKERS)
         self.incarnations: dict[str, int] = {}
         self.open: set[tuple[str, int]] = set()
         self.due: set[ObjectKey] = set()
         """Objects that changed since they were last taken, or whose reconcile is to be repeated."""
         self.may: set[ObjectKey] = set()
         """Objects that may be taken without a change: after a requeue or a failure."""
-        self.in_flight: set[ObjectKey] = set()
+        self.in_flight: dict[ObjectKey, Work] = {}
         self.parked: set[ObjectKey] = set()
         self.engaged = 0
 
@@ -94,7 +96,7 @@ class Queue(RuleBasedStateMachine):
         assert key not in self.in_flight
         assert key[:2] in self.open
         assert key in self.due | self.may
-        self.in_flight.add(key)
+        self.in_flight[key] = work
         self.due.discard(key)
         self.may.discard(key)
         return True
@@ -105,8 +107,8 @@ class Queue(RuleBasedStateMachine):
         self.finished(data.draw(st.sampled_from(sorted(self.in_flight))), outcome)
 
     def finished(self, key: ObjectKey, outcome: Outcome) -> None:
-        self.in_flight.remove(key)
         delay_s = self.queue.done(key, outcome, self.now)
+        self.queue.freed(self.in_flight.pop(key))
         if self.incarnations.get(key.cluster) != key.incarnation:
             assert delay_s is None
             return
@@ -123,6 +125,10 @@ class Queue(RuleBasedStateMachine):
     def no_cluster_exceeds_its_share(self) -> None:
         for cluster, incarnation in self.incarnations.items():
             assert sum(key[:2] == (cluster, incarnation) for key in self.in_flight) <= PER_CLUSTER
+
+    @invariant()
+    def further_objects_of_clusters_leave_a_worker(self) -> None:
+        assert sum(work.is_further for work in self.in_flight.values()) <= WORKERS - 1
 
     def teardown(self) -> None:
         """Finish everything, and check that every change was reconciled."""
