@@ -213,8 +213,8 @@ class NatsSession:
         self._answers[token] = lambda message: self._acknowledged(message, answer)
         try:
             await _awaited(self._client.publish(subject, body, reply=f"{self._inbox}.{token}", headers=headers))
-        except (NatsError, OSError) as error:
-            self.lose(_text(error))
+        except StreamLost as error:
+            self.lose(str(error))
 
     def _acknowledged(self, message: Msg, answer: Callable[[int | Exception], None]) -> None:
         if message.headers and message.headers.get("Status") == "503":
@@ -264,7 +264,7 @@ class NatsSession:
         async with self.consumer(filters, 1, receive, idle, heartbeat_s=0.5) as name:
             await asyncio.wait({done, self._lost}, return_when=asyncio.FIRST_COMPLETED)
         # A server limits consumers, and would keep it for a while. One that it keeps nevertheless does no harm.
-        with suppress(NatsError, OSError):
+        with suppress(StreamLost):
             await _awaited(self._client.publish(f"{_API}.CONSUMER.DELETE.{self._options.stream}.{name}"))
         if not done.done():
             await self.lost()
@@ -366,8 +366,11 @@ class NatsSession:
 
 
 async def _awaited(call: Awaitable[T]) -> T:
-    """Return the result of a call of the client, which loses a cancellation while it flushes."""
-    result = await call
+    """Return the result of a call of the client, which loses a cancellation while it flushes. Raises StreamLost."""
+    try:
+        result = await call
+    except (NatsError, OSError) as error:
+        raise StreamLost(_text(error)) from error
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from milo_discovery.errors import CallFailed, ClusterNotFound, StatusError, TimedOut, Unavailable, Unimplemented
@@ -91,6 +92,30 @@ async def test_cancellation_is_not_lost_while_the_client_flushes(world: World) -
         finally:
             os.kill(world.server.pid, signal.SIGCONT)
             writing.cancel()
+
+
+@pytest.mark.parametrize("name", ["milo-objects publish", "milo-objects"])
+@pytest.mark.parametrize("which", [1, 2, 3, 4])
+async def test_connection_that_is_lost_at_a_subscription_is_opened_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str, which: int
+) -> None:
+    """The first two subscriptions of a connection are for answers, and the others are consumers."""
+    subscribe, number = Client.subscribe, 0
+
+    async def lose(client: Client, *args: Any, **options: Any) -> Any:
+        nonlocal number
+        if client.options["name"] == name:
+            number += 1
+            if number == which:
+                await client.close()
+        return await subscribe(client, *args, **options)
+
+    monkeypatch.setattr(Client, "subscribe", lose)
+    world.fleet.engage("p")
+    world.fleet.put("p", "one")
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: names(objects) == {"one"})
+    assert number > which
 
 
 async def test_event_loop_that_is_late_is_no_silence_of_the_server(world: World) -> None:
