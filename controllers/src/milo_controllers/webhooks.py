@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from enum import Enum
 from functools import partial
@@ -62,8 +63,10 @@ _LARGE = 256 << 10
 3 MiB of a tenant's request can be a million values, which take more than a second, and 150 MB."""
 _LARGE_AT_ONCE = 2
 """Large reviews of a webhook that are answered at once, each of another project."""
-_THREADS = 16
+_THREADS = 64
 """Maximum concurrent calls of a plain function. Each webhook has its own, so that one that hangs delays no other."""
+_THREADS_PER_PROJECT = 8
+"""Maximum concurrent calls of it for one project, so that calls that hang there delay no others."""
 
 
 class WebhookType(Enum):
@@ -178,6 +181,8 @@ class Webhooks:
         self._look_ups = _ProjectLookUps(clusters)
         self._by_path: dict[str, Webhook] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._shares: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
+        """By the path of a webhook and a project: held by each of its calls until the thread is free."""
         self._large = ThreadPoolExecutor(1, f"{REVIEW_THREADS}of large objects")
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         """By the path of a webhook and a project: held by its large review. Of all that wait, the projects take turns:
@@ -281,8 +286,18 @@ class Webhooks:
             if threads is None:
                 returned: object = await webhook.reviewer(review)  # type: ignore[misc]
             else:
+                share = self._shares.setdefault(
+                    (webhook.path, review.cluster.name), asyncio.Semaphore(_THREADS_PER_PROJECT)
+                )
+                await share.acquire()
                 # A call that waits for a thread when its time is over never begins.
-                returned = await loop.run_in_executor(threads, context.run, call_in_thread, webhook.reviewer, review)
+                try:
+                    calling = threads.submit(context.run, call_in_thread, webhook.reviewer, review)
+                except RuntimeError:  # no thread can be started
+                    share.release()
+                    raise
+                calling.add_done_callback(partial(_release_in, loop, share))  # not before: a thread cannot be canceled
+                returned = await asyncio.wrap_future(calling)
         except asyncio.CancelledError as cancelled:
             if cancelled_from_outside():
                 raise
@@ -303,6 +318,11 @@ class Webhooks:
             has_stack = status is HTTPStatus.INTERNAL_SERVER_ERROR
             log.error("%s; the API server applies the failure policy", text, exc_info=error if has_stack else None)
         return HttpReply(f"{shown}\n".encode(), status=status)
+
+
+def _release_in(loop: asyncio.AbstractEventLoop, share: asyncio.Semaphore, _: object) -> None:
+    with suppress(RuntimeError):  # the event loop was closed
+        loop.call_soon_threadsafe(share.release)
 
 
 async def _computed(thread: ThreadPoolExecutor | None, compute: Callable[[], T]) -> T:

@@ -454,6 +454,34 @@ async def test_large_objects_of_one_project_do_not_wait_for_those_of_another(
     controllers.webhooks.close()
 
 
+async def test_calls_that_hang_for_one_project_leave_threads_to_others(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    other = with_widgets(sandbox)
+    controllers = Controllers(Fleet(FakeDiscovery(plane, other)))
+    answered, begun = threading.Event(), list[str]()
+
+    @controllers.validate(WIDGETS)
+    def check(review: Review) -> None:
+        begun.append(review.cluster.name)
+        if review.cluster.name == plane.project:
+            answered.wait()
+
+    sent = [
+        asyncio.create_task(send_review(controllers, WIDGETS, widget("one"), project=plane.project)) for _ in "1" * 20
+    ]
+    try:
+        await eventually(lambda: begun == [plane.project] * 8)
+        for one in sent[:8]:  # their time is over, and their threads still run
+            one.cancel()
+        assert (await send_review(controllers, WIDGETS, widget("one"), project=other.project)).allowed
+        assert begun == [*[plane.project] * 8, other.project]
+    finally:
+        answered.set()
+    assert all(result.allowed for result in await asyncio.gather(*sent[8:]))
+    controllers.webhooks.close()
+
+
 async def test_validator_that_hangs_delays_no_large_objects_of_another(
     controllers: Controllers, plane: ControlPlane
 ) -> None:
