@@ -397,9 +397,11 @@ class PendingReleases:
         `nothing_moves`: whether no cluster moves because of a source whose list is awaited.
         """
         if not key.name:
-            for other, behind in self._behind.items():
-                if other.caller == key.caller:
-                    behind.owned_at = now
+            behind = [one for other, one in self._behind.items() if other.caller == key.caller]
+            if any(one.is_catching_up for one in behind) and self.unreached(now):
+                return False  # what has ended may still be on its way to it
+            for one in behind:
+                one.owned_at = now
             return True
         if not self.is_connected(key):
             return False

@@ -27,6 +27,10 @@ def test_simulation_of_fleets_has_one_owner_of_each_cluster_and_ends_nothing_tha
     assert sum(outcome.refused for outcome in outcomes) > SEEDS
 
 
+def test_seed_of_fleets_that_found_two_owners_passes() -> None:
+    assert simulate_fleets(32_101).breaches == []
+
+
 def test_simulation_of_fleets_is_reproducible_by_seed() -> None:
     assert simulate_fleets(7).history == simulate_fleets(7).history
     assert simulate_fleets(7).history != simulate_fleets(8).history
@@ -43,7 +47,7 @@ async def begin_loss(group: ShardGroup) -> None:
         (ClusterSource, "_is_unknown", lambda *_: False, "ignores the lists of its source", 37),
         (FleetAssignment, "_is_followed", FleetAssignment.is_synced, "has no list", 109),
         (FleetAssignment, "lost", lambda _: set(), "before", 35),
-        (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 47),
+        (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 88),
         (PendingReleases, "release", lambda *_: False, "is still engaged after", 35),
         (PendingReleases, "may_renew", lambda *_, **__: True, "work in", 42),
         (PendingReleases, "unreached", lambda *_: (), "work in", 88),

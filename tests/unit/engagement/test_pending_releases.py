@@ -570,6 +570,18 @@ def test_renewal_without_a_name_is_one_of_clusters_that_a_stream_sends_then() ->
     assert not releases.unreached(50.0 + OWNED_S)
 
 
+def test_ownership_without_a_name_is_not_renewed_while_what_has_ended_may_be_on_its_way() -> None:
+    """Found by the simulation of seed 32101: a snapshot arrived after another member had engaged a cluster of it."""
+    releases, nameless = sharded(), SubscriberKey("caller", "")
+    finish(releases.open(of := stream(is_current=False), 0.0))
+    releases.note_unreached(cluster("a"), 1.0)
+    assert not releases.may_renew(nameless, 2.0)
+    assert releases.may_renew(SubscriberKey("another caller", ""), 2.0)
+    assert [*releases.unreached(2.0)] == ["a"]
+    releases.note_current(of)
+    assert releases.may_renew(nameless, 3.0)
+
+
 def test_renewal_without_a_name_extends_nothing_that_a_subscriber_keeps_of_an_earlier_run() -> None:
     releases = sharded()
     shown(releases, waiting(releases))
