@@ -1,11 +1,17 @@
 package objects
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
+
+// roomPart is the part of TotalBytes that is freed besides, above it: each search for the largest scope reads all.
+const roomPart = 64
 
 // Limits are the limits of what is kept. A scope that exceeds one is dropped, with the state OverBudget, and listed again
 // after Retry. What is zero has its default.
@@ -15,7 +21,8 @@ type Limits struct {
 	// Bytes is the maximum estimated memory of the objects of one kind in one cluster, and the maximum size of one page of
 	// a list and of one event of a watch; 64 MiB by default.
 	Bytes int64
-	// TotalBytes is the maximum estimated memory of all objects; above it, the largest scope is dropped; 1 GiB by default.
+	// TotalBytes is the maximum estimated memory of all objects; above it, the organization with the most (or the cluster
+	// without one) loses its largest scopes; 1 GiB by default.
 	TotalBytes int64
 	// Retry is ten minutes by default.
 	Retry time.Duration
@@ -125,10 +132,47 @@ func (b *budget) count(s *scope, objects int, bytes int64) {
 	if b.total <= b.limits.TotalBytes {
 		return
 	}
-	for other, its := range b.held {
-		if its.bytes > of.bytes {
-			s, of = other, its
+	b.makeRoom()
+}
+
+// makeRoom drops the largest scope of the largest tenant until all fit.
+func (b *budget) makeRoom() {
+	tenants := map[tenant]*tenantScopes{}
+	for s, of := range b.held {
+		its := tenantOf(s.cluster)
+		if tenants[its] == nil {
+			tenants[its] = &tenantScopes{}
 		}
+		tenants[its].bytes += of.bytes
+		tenants[its].scopes = append(tenants[its].scopes, s)
 	}
-	b.drop(s, overBudget(fmt.Sprintf("it is the largest of all scopes, which together take more than %d bytes (Limits.TotalBytes)", b.limits.TotalBytes)))
+	for _, its := range tenants {
+		slices.SortFunc(its.scopes, func(x, y *scope) int { return cmp.Compare(b.held[x].bytes, b.held[y].bytes) })
+	}
+	bySize := func(x, y *tenantScopes) int { return cmp.Compare(x.bytes, y.bytes) }
+	limit := b.limits.TotalBytes
+	for b.total > limit-limit/roomPart {
+		its := slices.MaxFunc(slices.Collect(maps.Values(tenants)), bySize)
+		last := len(its.scopes) - 1
+		its.bytes -= b.held[its.scopes[last]].bytes
+		b.drop(its.scopes[last], overBudget(fmt.Sprintf("it is the largest of its tenant, which has the most of all scopes, and these together take more than %d bytes (Limits.TotalBytes)", limit)))
+		its.scopes = its.scopes[:last]
+	}
+}
+
+// tenant is an organization, as the source of its clusters names it, or a cluster without one.
+type tenant struct{ source, organization, cluster string }
+
+func tenantOf(cluster Cluster) tenant {
+	its := cluster.Current()
+	if its.Organization != "" {
+		return tenant{source: its.Source, organization: its.Organization}
+	}
+	return tenant{source: its.Source, cluster: its.Name}
+}
+
+// tenantScopes are the scopes of a tenant, the largest one last.
+type tenantScopes struct {
+	bytes  int64
+	scopes []*scope
 }

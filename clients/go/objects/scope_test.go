@@ -204,6 +204,30 @@ func TestSumOfTheChangesIsTheScope(t *testing.T) {
 	}
 }
 
+func TestTenantWithManySmallScopesDropsNoLargerScopeOfAnotherOne(t *testing.T) {
+	b := newBudget(Limits{TotalBytes: 1000}.withDefaults())
+	dropped := map[string]int{}
+	count := func(cluster discovery.Cluster, bytes int64) {
+		s := newThings(t)
+		s.cluster = &engagement{current: cluster}
+		b.join(s, func(error) { dropped[cluster.Organization+"/"+cluster.Name]++ })
+		b.count(s, 1, bytes)
+		if b.total > 1000 {
+			t.Errorf("%d bytes are counted", b.total)
+		}
+	}
+	count(discovery.Cluster{Name: "a", Organization: "acme"}, 100)
+	count(discovery.Cluster{Name: "alone"}, 100)
+	count(discovery.Cluster{Name: "acme"}, 20)
+	for number := range 90 {
+		count(discovery.Cluster{Name: "e", Organization: fmt.Sprintf("evil-%d", number%2)}, 20)
+	}
+	count(discovery.Cluster{Name: "b", Organization: "acme"}, 150)
+	if want := []string{"evil-0/e", "evil-1/e"}; !slices.Equal(slices.Sorted(maps.Keys(dropped)), want) || b.total < 900 {
+		t.Errorf("dropped %v, want only those of %v; %d bytes are counted", dropped, want, b.total)
+	}
+}
+
 func TestBudgetDropsTheLargestScope(t *testing.T) {
 	limits := Limits{Objects: 10, Bytes: 100, TotalBytes: 150}.withDefaults()
 	b := newBudget(limits)
@@ -211,6 +235,7 @@ func TestBudgetDropsTheLargestScope(t *testing.T) {
 	scopes := map[string]*scope{}
 	for _, name := range []string{"a", "b", "c"} {
 		scopes[name] = newThings(t)
+		scopes[name].cluster = &engagement{current: discovery.Cluster{Name: name}}
 		b.join(scopes[name], func(err error) { dropped = append(dropped, name+": "+err.Error()) })
 	}
 	count := func(name string, objects int, bytes int64, want ...string) {
@@ -223,7 +248,7 @@ func TestBudgetDropsTheLargestScope(t *testing.T) {
 	}
 	count("a", 1, 60)
 	count("b", 1, 50)
-	count("c", 1, 41, "a: it is the largest of all scopes, which together take more than 150 bytes (Limits.TotalBytes)")
+	count("c", 1, 41, "a: it is the largest of its tenant, which has the most of all scopes, and these together take more than 150 bytes (Limits.TotalBytes)")
 	count("a", 1, 60) // until it has been dropped
 	count("b", 1, 101, "b: these objects of the cluster take more than 100 bytes (Limits.Bytes)")
 	count("c", 11, 41, "c: the cluster has more than 10 of these objects (Limits.Objects)")

@@ -18,6 +18,7 @@ from milo_controllers.registration import ControllerSpec
 from milo_controllers.watched import OwnedKind, Predicate, Watched, WatchedKind
 from milo_controllers.work_queue import ObjectKey
 from milo_discovery.model import DisengageReason
+from milo_kube.tenants import Tenant
 from milo_kube.user_code import call
 
 log = logging.getLogger("milo_controllers")
@@ -43,6 +44,7 @@ class AffectedCluster(CachedCluster, Protocol):
 
     @property
     def incarnation(self) -> int: ...
+    def tenant(self) -> Tenant: ...
 
 
 class AffectedObjects:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from functools import partial
@@ -40,6 +41,7 @@ from milo_controllers.write_holds import WriteHolds, WrittenCluster
 from milo_discovery.tracing import SpanTracer, span
 from milo_kube.collection_follower import FollowerState
 from milo_kube.failure_log import FailureLog
+from milo_kube.tenants import Tenant
 
 _RESYNC_EVERY_S = 0.005
 _AT_ONCE = 1000
@@ -297,11 +299,21 @@ class Controller:
         if limits.is_count_due():
             waiting = {name: self._own_waiting(other) for name, other in self._shared.members.items()}
             if limit := limits.exceeded_by_all(sum(waiting.values())):
-                largest = self._shared.members[max(waiting, key=waiting.__getitem__)]
+                largest = self._largest(waiting)
                 primary = largest.informers[self.spec.kind.key]
                 self._drop_waiting(largest, informer if largest is member else primary, limit)
                 return largest is member
         return False
+
+    def _largest(self, waiting: Mapping[str, int]) -> AffectedCluster:
+        """Return the cluster with the most of the tenant with the most."""
+        tenants: Counter[Tenant] = Counter()
+        for name, member in self._shared.members.items():
+            tenants[member.tenant()] += waiting[name]
+        return max(
+            self._shared.members.values(),
+            key=lambda member: (tenants[tenant := member.tenant()], tenant, waiting[member.cluster.name]),
+        )
 
     def _own_waiting(self, member: AffectedCluster) -> int:
         """Return how many objects wait because of the cluster, beyond those that are cached."""

@@ -31,6 +31,7 @@ from milo_kube.cache_budget import CacheBudget
 from milo_kube.failure_log import FailureLog
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.task_groups import unwrap_single_error
+from milo_kube.tenants import Tenant, tenant_of
 
 # Lists of one project are short, and most project control planes support streaming lists anyway.
 _REFLECTION = ReflectorPolicy(page_size=500)
@@ -70,6 +71,9 @@ class ClusterTasks:
         self._controllers = controllers
 
     # --- called by its informers ---
+
+    def tenant(self) -> Tenant:
+        return tenant_of(self.cluster.current)
 
     def changed(self, informer: Informer, change: Change) -> None:
         if self.own_writes:

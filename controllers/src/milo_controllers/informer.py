@@ -12,6 +12,7 @@ from milo_discovery.cluster_api import ClusterApi
 from milo_kube.cache_budget import CacheBudget
 from milo_kube.collection_follower import CollectionFollower
 from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.tenants import Tenant
 
 log = logging.getLogger("milo_controllers")
 
@@ -49,8 +50,9 @@ class InformerSpec(NamedTuple):
 
 
 class InformerListener(Protocol):
-    """The receiver of an informer's reports."""
+    """The receiver of an informer's reports, in an engaged cluster."""
 
+    def tenant(self) -> Tenant: ...
     def changed(self, informer: Informer, change: Change) -> None: ...
     def synced(self, informer: Informer) -> None:
         """Called when the first list is complete, and when the first list after the cache was dropped is complete."""
@@ -83,6 +85,10 @@ class Informer(CollectionFollower[CachedObject, Change]):
         Some may have been deleted since."""
         self._listener = listener
         super().__init__(api, spec, self.cache, policy, budget=budget, cluster=api.name, log=log)
+
+    @property
+    def tenant(self) -> Tenant:
+        return self._listener.tenant()
 
     @property
     def problem(self) -> str:

@@ -47,6 +47,7 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
             disengage_reason=None,
         ),
         incarnation=1,
+        tenant=lambda: ("", name.partition("-")[0]),
         tasks=tasks,
         api=None,
         view=None,
@@ -618,6 +619,24 @@ async def test_cache_is_dropped_if_more_uncached_objects_wait_than_may_be_cached
                 controller.changed(members[name], members[name].informers[kind], gone)
     found = {name: len(member.informers[kind].problems) for name, member in members.items()}
     assert found == dropped
+
+
+async def test_organization_in_which_many_objects_wait_in_many_clusters_drops_no_cache_of_another_one() -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members, limits=CacheLimits(total_bytes=1000 << 10))
+    controller.pause()
+    kind = controller.spec.kind.key
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("acme", *(f"evil-{number}" for number in range(4))):
+            engaged(controller, members, name, tasks)
+            members[name].informers[kind] = CachedPlaces(key=kind, cache=ObjectCache(), problems=[])
+            for number in range(300 if name == "acme" else 200):
+                gone = Change(CachedObject(f"o{number}", "default", f"u{number}", "1"), None, is_live=True)
+                controller.changed(members[name], members[name].informers[kind], gone)
+    dropped = [name for name, member in members.items() if member.informers[kind].problems]
+    assert dropped == ["evil-0"]
 
 
 async def test_deletions_wait_on_when_a_cache_is_dropped_for_the_objects_that_wait() -> None:

@@ -5,9 +5,16 @@ Does no I/O and owns no cache: callers pass the caches.
 
 from __future__ import annotations
 
-from typing import Protocol
+import heapq
+from collections import defaultdict
+from typing import Final, Protocol
 
 import msgspec
+
+from milo_kube.tenants import Tenant
+
+_ROOM_PART: Final = 64
+"""Above the limit of all caches, this part of it is freed besides: each search for the largest reads all caches."""
 
 
 class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,12 +26,16 @@ class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Maximum estimated memory of the objects of one kind in one cluster, and maximum bytes of one page of a list, if
     less than 16 MiB."""
     total_bytes: int = 1 << 30
-    """Maximum bytes of all caches; above it, the largest cache is dropped."""
+    """Maximum bytes of all caches; above it, the tenant whose caches take the most loses its largest ones."""
     retry_s: float = 600.0
 
 
 class BudgetedCache(Protocol):
     """A cache whose size counts toward the budget."""
+
+    @property
+    def tenant(self) -> Tenant:
+        """The present tenant: a cluster's organization can change."""
 
     @property
     def counted_bytes(self) -> int: ...
@@ -42,14 +53,27 @@ class CacheBudget:
         self._caches: set[BudgetedCache] = set()
 
     def grown(self, cache: BudgetedCache, size: int) -> None:
-        """Record a change of a cache's size, and drop the largest cache if the total exceeds the limit."""
+        """Record a change of a cache's size, and drop the largest tenant's largest cache while the total exceeds the
+        limit."""
         self.total += size
         self._caches.add(cache)
         if size > 0 and self.total > self.limits.total_bytes:
-            largest = max(self._caches, key=lambda held: held.counted_bytes)
-            limit = self.limits.total_bytes
+            self._make_room()
+
+    def _make_room(self) -> None:
+        limit = self.limits.total_bytes
+        caches: defaultdict[Tenant, list[BudgetedCache]] = defaultdict(list)
+        for cache in sorted(self._caches, key=lambda held: held.counted_bytes):
+            caches[cache.tenant].append(cache)
+        tenants = [(-sum(cache.counted_bytes for cache in held), tenant) for tenant, held in caches.items()]
+        heapq.heapify(tenants)
+        while self.total > limit - limit // _ROOM_PART:
+            bytes_left, tenant = tenants[0]
+            largest = caches[tenant].pop()
+            heapq.heapreplace(tenants, (bytes_left + largest.counted_bytes, tenant))
             largest.exceed(
-                f"it is the largest of all caches, which together exceed {limit} bytes (CacheLimits.total_bytes)"
+                f"it is the largest of its tenant, which has the most of all caches, and these together exceed {limit}"
+                " bytes (CacheLimits.total_bytes)"
             )
 
     def forget(self, cache: BudgetedCache) -> None:

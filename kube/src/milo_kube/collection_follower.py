@@ -20,6 +20,7 @@ from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, Sour
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Decoder, Identified
+from milo_kube.tenants import Tenant
 
 LIST_TIMEOUT_S = 60.0
 FollowerState = Literal["starting", "synced", "stale", "forbidden", "not_served", "over_budget"]
@@ -135,6 +136,11 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         self._attempt: asyncio.Timeout | None = None
         """The timeout that `exceed` and `list_again` trigger to stop the list and watch."""
         self._list_watch = self._following()
+
+    @property
+    @abstractmethod
+    def tenant(self) -> Tenant:
+        """The present tenant of the cluster."""
 
     @abstractmethod
     def changed(self, change: ChangeT) -> None:

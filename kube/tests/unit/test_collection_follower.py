@@ -73,6 +73,8 @@ class Objects:
 
 
 class Follower(CollectionFollower[Invalid, str]):
+    tenant = ("",)
+
     def __init__(self, objects: Any, budget: CacheBudget | None = None) -> None:
         log, budget = logging.getLogger("follower"), budget or CacheBudget(CacheLimits())
         policy = ReflectorPolicy(streaming_lists=False)

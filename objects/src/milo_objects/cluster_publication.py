@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from milo_discovery.removals import ENDS, SECOND_LOOK_S, is_mass
 from milo_kube.cache_budget import CacheBudget
+from milo_kube.tenants import Tenant, tenant_of
 from milo_objects.gone_objects import GoneObjects
 from milo_objects.messages import (
     ClusterMessage,
@@ -172,6 +173,11 @@ class ClusterPublication:
         """Return whether a cluster that the stream has is another one than the engaged one of its name."""
         wanted = self._wanted
         return wanted is not None and not self.is_ending and bool(cluster.uid) and cluster.uid != wanted.uid
+
+    def _tenant(self) -> Tenant:
+        published = self.record.published
+        known = self._wanted or (published.cluster if isinstance(published, ClusterMessage) else None)
+        return (self.key,) if known is None else tenant_of(known)
 
     def is_taken_over(self, now: float) -> bool:
         """Return whether the stream has what the source knows of the cluster, or another publisher does, or that is not
@@ -790,7 +796,8 @@ class ClusterPublication:
 
     def _scope(self, subject: ScopeSubject) -> ScopePublication:
         if subject not in self.scopes:
-            gone = GoneObjects(self._budget, functools.partial(self._schedule.wake, subject, 0.0))
+            exceeded = functools.partial(self._schedule.wake, subject, 0.0)
+            gone = GoneObjects(self._budget, self._tenant, exceeded)
             self.scopes[subject] = ScopePublication(subject, gone)
         return self.scopes[subject]
 

@@ -20,6 +20,7 @@ from milo_kube.collection_follower import CollectionFollower, FollowerState
 from milo_kube.rate_limit import Rate, TokenBucket
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.task_groups import unwrap_single_error
+from milo_kube.tenants import Tenant, tenant_of
 from milo_objects.followed_scope import FollowedScope
 from milo_objects.kinds import Kind
 from milo_objects.projection import SeenObject
@@ -173,6 +174,10 @@ class _FollowedClusters:
         """Follow a cluster until it is disengaged. Called again after an error."""
         incarnation = self.engage(cluster).incarnation
         scopes = [(kind, Scope(cluster.name, incarnation, kind.resource)) for kind in self._kinds]
+
+        def tenant() -> Tenant:
+            return tenant_of(cluster.current)
+
         try:
             async with cluster.credentials() as credentials:
                 api = ClusterApi(cluster.name, credentials, self._pools, proxy=cluster.proxy)
@@ -181,7 +186,10 @@ class _FollowedClusters:
                         async with asyncio.TaskGroup() as tasks:
                             for kind, scope in scopes:
                                 make = functools.partial(
-                                    ScopeFollower, api, kind, scope, self._store, budget=self._budget
+                                    ScopeFollower,
+                                    *(api, kind, scope, self._store),
+                                    budget=self._budget,
+                                    tenant=tenant,
                                 )
                                 followed = self.scopes[scope] = _RepeatedFollower(make)
                                 tasks.create_task(self._follow_scope(followed), name=f"{kind} of {cluster.name}")
@@ -269,14 +277,28 @@ class _RepeatedFollower:
 class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
     """Lists and watches one kind in one cluster, and applies the changes to the store."""
 
-    __slots__ = ("_store", "listed", "scope")
+    __slots__ = ("_store", "_tenant", "listed", "scope")
 
-    def __init__(self, api: ClusterApi, kind: Kind, scope: Scope, store: ObjectStore, *, budget: CacheBudget) -> None:
+    def __init__(
+        self,
+        api: ClusterApi,
+        kind: Kind,
+        scope: Scope,
+        store: ObjectStore,
+        *,
+        budget: CacheBudget,
+        tenant: Callable[[], Tenant],
+    ) -> None:
         self.scope = scope
         self.listed: asyncio.Event | None = None
         """Set by its first complete list; None, which saves memory, if nobody waits for it."""
         self._store = store
+        self._tenant = tenant
         super().__init__(api, kind, FollowedScope(scope, store), _REFLECTION, budget=budget, cluster=api.name, log=log)
+
+    @property
+    def tenant(self) -> Tenant:
+        return self._tenant()
 
     def changed(self, change: ObjectChanged | ObjectGone) -> None:
         self._store.apply(change)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container
 from typing import Final
 
 from milo_kube.cache_budget import CacheBudget
+from milo_kube.tenants import Tenant
 from milo_objects.messages import ObjectMessage
 from milo_objects.publication_records import SubjectRecord
 from milo_objects.subjects import ObjectSubject
@@ -15,7 +16,7 @@ from milo_objects.subjects import ObjectSubject
 MOST_GONE: Final = 20_000
 """How many objects of a scope may go within the time that the stream keeps these messages. After more, the scope begins
 again, which purges them: an API server chooses how many objects come and go, and each takes memory here and in the
-stream. So does the largest scope if those of all scopes exceed their budget."""
+stream. So does the largest scope of the largest tenant if those of all scopes exceed their budget."""
 _RECORD_BYTES: Final = 600
 """Estimated memory of a record besides its texts."""
 
@@ -23,18 +24,23 @@ _RECORD_BYTES: Final = 600
 class GoneObjects:
     """When the stream has deleted the message of each object that went, in this order."""
 
-    __slots__ = ("_budget", "_exceeded", "_is_exceeded", "_queue", "counted_bytes")
+    __slots__ = ("_budget", "_exceeded", "_is_exceeded", "_queue", "_tenant", "counted_bytes")
 
-    def __init__(self, budget: CacheBudget, exceeded: Callable[[], None]) -> None:
+    def __init__(self, budget: CacheBudget, tenant: Callable[[], Tenant], exceeded: Callable[[], None]) -> None:
         """`budget`: that of all scopes. `exceeded`: called when the scope has to begin again for it."""
         self.counted_bytes = 0
         self._budget = budget
+        self._tenant = tenant
         self._exceeded = exceeded
         self._is_exceeded = False
         self._queue: deque[tuple[float, ObjectSubject, int]] = deque()
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def tenant(self) -> Tenant:
+        return self._tenant()
 
     @property
     def are_too_many(self) -> bool:

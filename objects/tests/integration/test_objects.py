@@ -37,7 +37,7 @@ from milo_objects import (
 from milo_objects.follow import ScopeFollower
 from tests.support.tcp_proxy import TcpProxy
 
-from .running import CONFIG_MAPS, NAMESPACES, Running, config_map, namespace, running
+from .running import CONFIG_MAPS, NAMESPACES, Running, config_map, names, namespace, running
 
 LABELS = Kind(NAMESPACES, ["metadata.labels"])
 
@@ -431,6 +431,31 @@ async def test_cache_over_budget_ends_its_scope_and_begins_another_one(alpha: Co
             assert "many-0" not in {each.object.name for each in found.objects.list(CONFIG_MAPS)}
     ends = [change for change in found.changes if isinstance(change, ScopeEnded)]
     assert [(end.scope.cluster, end.reason) for end in ends] == [(alpha.project, ScopeEnd.OVER_BUDGET)]
+
+
+async def test_organization_with_many_small_caches_drops_no_larger_cache_of_another_one(sandbox: MiloSandbox) -> None:
+    acme, *evil = sandbox.create_control_planes(*(next(names) for _ in range(8)))
+    for number in range(60):
+        acme.create(config_map(f"small-{number}"))
+    limits = CacheLimits(total_bytes=150_000, retry_s=3600.0)
+    async with running(kinds=(Kind(CONFIG_MAPS, ["data"]),), limits=limits) as found:
+        found.discovery.engage(acme, organization="acme")
+        for number, plane in enumerate(evil):
+            found.discovery.engage(plane, organization=f"evil-{number % 2}")
+        await eventually(lambda: (view := found.objects.view(CONFIG_MAPS)).known == 8 and view.is_complete)
+        for plane in evil:
+            plane.create(config_map("large", blob="x" * 30_000))
+            await eventually(
+                lambda plane=plane: (
+                    plane.project in found.objects.view(CONFIG_MAPS).missing  # type: ignore[misc]
+                    or found.objects.get(plane.project, CONFIG_MAPS, "large", "default")
+                )
+            )
+        missing = found.objects.view(CONFIG_MAPS).missing
+        assert 0 < len(missing) < len(evil)
+        assert all(isinstance(state, OverBudget) and name != acme.project for name, state in missing.items())
+        acme.create(config_map("one-more"))
+        await eventually(lambda: found.objects.get(acme.project, CONFIG_MAPS, "one-more", "default"))
 
 
 def test_two_kinds_of_one_resource_are_refused() -> None:

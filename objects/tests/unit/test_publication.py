@@ -339,6 +339,35 @@ def test_records_of_gone_objects_of_all_scopes_have_a_budget() -> None:
     assert published.epoch == scope_in(publishing).epoch  # the others count no longer
 
 
+def test_gone_objects_of_one_organization_have_no_scope_of_another_one_begin_again() -> None:
+    publishing = Publishing(gone_bytes=100_000)
+    publication = publishing.publication
+
+    def go(cluster: str, number: int) -> None:
+        scope, found = Scope(cluster, "i", "v1/namespaces"), ProjectedObject("", f"n{number:0250d}", f"u{number}")
+        publication.apply(ObjectChanged(scope, found), 0.0)
+        publishing.write()
+        publication.apply(ObjectGone(scope, found, Gone.OBJECT_DELETED), 0.0)
+        publishing.write()
+
+    def gone_of(cluster: str) -> int:
+        return sum(len(scope.gone) for scope in publication.clusters[cluster].scopes.values())
+
+    evil = [f"evil-{number}" for number in range(10)]
+    for name in evil:
+        cluster = FleetCluster(name=name, incarnation="i", uid="u", organization="evil")
+        publication.apply(ClusterChanged(cluster), 0.0)
+        publication.apply(ScopeChanged(Scope(name, "i", "v1/namespaces"), Synced(NOW)), 0.0)
+    for number in range(20):
+        go("web", number)
+    epoch = scope_in(publishing).epoch
+    for number in range(150):
+        go(evil[number % 10], number)
+    assert gone_of("web") == 20
+    assert scope_in(publishing).epoch == epoch
+    assert sum(map(gone_of, evil)) < 100
+
+
 def test_gone_object_is_forgotten_once_the_stream_has_deleted_its_message() -> None:
     publishing = Publishing()
     for name in ("a", "b"):
