@@ -13,6 +13,7 @@ import pytest
 from milo_discovery.api_errors import Unreachable, api_error
 from milo_discovery.cluster_api import ClusterApi
 from milo_discovery.kubeconfig_access import KubeconfigAccess
+from milo_kube.api_request import Answer
 from milo_kube.api_server import Pools
 from milo_kube.http.client import Client
 from milo_kube.list_pages import MAX_PAGES
@@ -228,6 +229,55 @@ async def test_objects_after_the_large_ones_are_listed_in_larger_pages() -> None
     objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
     assert len(await objects.list(Identity(publication="secrets", publisher="shop"), ALL)) == 1000
     assert api.sizes == [500, 100, *[20] * 5, *[100] * 5, 500]
+
+
+class StuffedApi(ClusterApi):
+    """The API of a server of three objects, to one of which another client has added a value that has no schema."""
+
+    def __init__(self, value: str, padding: int = 0) -> None:
+        self.name, self._tracer = "the target", None
+        self._items = [self._item("alpha", "[]"), self._item("beta", value), self._item("gamma", "[]", padding)]
+
+    @staticmethod
+    def _item(name: str, value: str, padding: int = 0) -> bytes:
+        metadata = {"name": name, "uid": f"{name}-1", "resourceVersion": "1", "annotations": {CLUSTER: name}}
+        providers = f'[{{"name":"milo","cluster":{{"server":"a"}}}},{{"name":"other","cluster":{value}}}]'
+        status = f'{{"padding":"{"a" * padding}","accessProviders":{providers}}}'
+        return b'{"metadata":%s,"status":%s}' % (msgspec.json.encode(metadata), status.encode())
+
+    async def request(self, method: str, path: str, query: Any, *_: Any, **__: Any) -> Answer:
+        if path.endswith("/beta"):
+            return Answer(200, {}, self._items[1])
+        size, first = int(dict(query)["limit"]), int(dict(query).get("continue", 0))
+        metadata = {"continue": f"{first + size}" if first + size < 3 else ""}
+        items = b",".join(self._items[first : first + size])
+        return Answer(200, {}, b'{"metadata":%s,"items":[%s]}' % (msgspec.json.encode(metadata), items))
+
+
+@pytest.mark.parametrize("padding", [0, 3 << 20])
+@pytest.mark.parametrize("value", ["[" * 9_000 + "]" * 9_000, '{"a":' * 9_000 + "1" + "}" * 9_000])
+async def test_deeply_nested_object_affects_no_others_and_is_compared(value: str, padding: int) -> None:
+    """Found by a reader: after a restart nothing was published because of one such object."""
+    objects = PublishedObjects(StuffedApi(value, padding), SECRETS, "hub")
+    found = await objects.list(Identity(publication="secrets", publisher="shop"), lambda _: True)
+    assert [one.cluster for one in found] == ["alpha", "beta", "gamma"]
+    read = await objects.perform(ReadObject("beta"))
+    assert read is not None
+    for one in (found[1], read):
+        assert one.document["status"]["accessProviders"][0] == {"name": "milo", "cluster": {"server": "a"}}
+
+
+async def test_object_of_many_lists_and_maps_affects_no_others() -> None:
+    value = f"[{','.join(['[]'] * 470_000)}]"  # what fits into an object
+    objects = PublishedObjects(StuffedApi(value), SECRETS, "hub")
+    tracemalloc.start()
+    try:
+        found = await objects.list(Identity(publication="secrets", publisher="shop"), lambda _: True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [one.cluster for one in found] == ["alpha", "beta", "gamma"]
+    assert peak < 12_000_000
 
 
 @pytest.mark.parametrize(

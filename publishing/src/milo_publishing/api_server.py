@@ -18,6 +18,7 @@ from milo_discovery.local_kubeconfig import LocalSource, issue
 from milo_kube.api_request import JSON
 from milo_kube.api_server import Pools
 from milo_kube.list_pages import EndlessListError, ListPages, PageSize
+from milo_kube.reflect.wire import cut
 from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import (
     MANAGER,
@@ -81,6 +82,7 @@ class PublishedObjects:
             query |= {"continue": token} if token else {}
             try:
                 page = await self._call("GET", self._collection, query)
+                found, token = self._page(page, is_wanted, observed, held)
             except TargetRefused as error:
                 if error.status != HTTPStatus.GONE or not token:
                     raise
@@ -93,7 +95,6 @@ class PublishedObjects:
                 if not error.is_too_large or not size.shrink():
                     raise
                 continue
-            found, token = self._page(page, is_wanted, observed, held)
             items.extend(found)
             held += sum(len(one.content or b"") for one in found)
             identifying += sum(one.memory for one in found if not is_wanted(one.name))
@@ -119,9 +120,14 @@ class PublishedObjects:
     ) -> tuple[Sequence[ObservedObject], str]:
         """Return the objects of a page, and the token of the next one. `held`: how many bytes were kept of others."""
         try:
-            answer = _PAGE.decode(page)
+            try:
+                answer = _PAGE.decode(page)
+            except RecursionError:  # one object must not affect the others
+                answer = _PAGE.decode(cut(page))
         except UNDECODABLE as error:
-            raise TargetUnavailable(f"{self._collection}: the response is not a list: {error}") from None
+            is_too_large = isinstance(error, RecursionError)  # for `cut`
+            message = f"{self._collection}: the response is not a list: {error}"
+            raise TargetUnavailable(message, is_too_large=is_too_large) from None
         found = []
         for item in answer.items or ():
             one = ObservedObject.of(item)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from milo_discovery.model import Cluster
 from milo_discovery.removals import difference
+from milo_kube.reflect.wire import cut, has_more_containers
 from milo_publishing.errors import TargetUnavailable
 
 Document = dict[str, Any]
@@ -186,6 +187,8 @@ _MOST_OF_LABELS = 64 << 10
 _MOST_OF_FIELD = 512 << 10
 """Maximum bytes of all labels, and of a field without its long strings: what is larger is none of this command's, and
 is written again."""
+_MOST_CONTAINERS = 10_000
+"""Maximum number of lists and maps in such a field: each takes more memory than its text."""
 _LONGEST_STRING = 64 << 10
 """Maximum characters of a string in a field that exceeds this. Longer ones, such as CA bundles, have their digest."""
 _LONGEST_LABEL = 63
@@ -256,7 +259,11 @@ class ObservedObject(msgspec.Struct, frozen=True, gc=False):
     def of(cls, answer: bytes | msgspec.Raw) -> ObservedObject:
         """Return the object of an answer. Raises TargetUnavailable if it is not an object."""
         try:
-            found = _RECORD.decode(answer).metadata
+            try:
+                found = _RECORD.decode(answer).metadata
+            except RecursionError:  # what another client has added must not make it unreadable
+                answer = cut(bytes(answer))
+                found = _RECORD.decode(answer).metadata
         except UNDECODABLE as error:
             raise TargetUnavailable(f"the API server answered without an object's metadata: {error}") from None
         if not (found.name and found.uid and found.resource_version):
@@ -486,6 +493,8 @@ def _content(answer: bytes | msgspec.Raw) -> bytes:
 
 def _without_long_strings(field: msgspec.Raw) -> msgspec.Raw:
     """Return a field with digests in place of long strings; absent if it is too large even so."""
+    if has_more_containers(bytes(field), _MOST_CONTAINERS):
+        return _ABSENT
     try:
         digested = msgspec.json.encode(_digested(_VALUE.decode(field)))
     except UNDECODABLE:

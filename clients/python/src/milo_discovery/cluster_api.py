@@ -31,8 +31,8 @@ REQUEST_TIMEOUT_S = 30.0
 RESPONSE_LIMIT = 8 << 20
 """Maximum bytes of a response other than a page of a list: more than any API server stores in an object."""
 _MOST_CONTAINERS = 400_000
-"""Maximum number of lists and maps of a response, several times what objects of that size have. Each takes some 80
-bytes of memory, and two of the response."""
+"""Maximum number of lists and maps of a decoded response, several times what objects of that size have. Each takes some
+80 bytes of memory, and two of the response."""
 _PAGE = 500
 _MOST_OBJECTS = 100_000
 _MOST_BYTES = 64 << 20
@@ -105,6 +105,9 @@ class ClusterApi(ApiServer):
             arrived=arrived,
             sending=sending,
         )
+        if has_more_containers(content, _MOST_CONTAINERS):
+            what = f"{method} {path}: the response has more than {_MOST_CONTAINERS} lists and maps"
+            raise Unreachable("too_large", what)
         try:
             return _MAPPING.decode(content)
         except _UNDECODABLE as error:
@@ -149,9 +152,6 @@ class ClusterApi(ApiServer):
                 raise Unreachable(error.cause, f"{method} {path}: {error}") from error
             if answer.status >= 300:
                 raise _refused(answer, f"{method} {path}")
-            if has_more_containers(answer.body, _MOST_CONTAINERS):
-                what = f"{method} {path}: the response has more than {_MOST_CONTAINERS} lists and maps"
-                raise Unreachable("too_large", what)
             return answer.body
 
     def _sending(self, request: ApiRequest, server: str) -> None:
