@@ -105,7 +105,7 @@ class Controller:
     # --- called by EngagedClusters ---
 
     def engage(self, member: ReconciledCluster) -> None:
-        self.queue.engage(member.cluster.name, member.incarnation)
+        self.queue.engage(member.cluster.name, member.incarnation, member.tenant())
 
     def drop(self, member: ReconciledCluster) -> None:
         """Forget the queued objects and failures of the member. EngagedClusters cancels its tasks."""

@@ -3,7 +3,8 @@
 Does no I/O and reads no clock: callers pass the time. Invariants:
 
 - An object is never in flight twice. Changes during its reconcile lead to exactly one more reconcile.
-- Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
+- Tenants take turns, and so do the clusters of each, so the changes of one do not delay the others. A cluster has at
+  most `per_cluster` objects in flight.
 - Half of the workers are for clusters that have no object in flight and do not hang, so that those that hang, each with
   `per_cluster` objects, do not hold all workers.
 - Live changes go before retries, and retries before objects of an initial list or a resync. But where some wait, each
@@ -20,13 +21,14 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from milo_kube.rate_limit import Rate, TokenBucket
 from milo_kube.retry_after import delay_s
+from milo_kube.tenants import Tenant, TenantTurns
 from milo_kube.user_code import call
 
 _TURN = 16
@@ -181,47 +183,49 @@ _Timer = tuple[float, int, ObjectKey]
 
 
 class _Turns:
-    """The clusters that have an object to start, by priority, in round-robin order, and the workers that are left for
-    clusters that have an object in flight, or hang."""
+    """The clusters that have an object to start, by priority, and the workers that are left for clusters that have an
+    object in flight, or hang."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
-        self._next: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
-        self._put_off: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self.tenants: dict[_Cluster, Tenant] = {}
+        """The engaged clusters, with their tenants."""
+        tenant = self.tenants.__getitem__
+        self._next: tuple[TenantTurns[_Cluster], ...] = tuple(TenantTurns(tenant) for _ in Priority)
+        self._put_off: tuple[TenantTurns[_Cluster], ...] = tuple(TenantTurns(tenant) for _ in Priority)
         """Clusters whose turn came when no worker was left for them."""
         self._further = 0
         """The number of workers with an object of a cluster that had another one in flight, or hung."""
 
-    def __getitem__(self, priority: Priority) -> OrderedDict[_Cluster, None]:
+    def __getitem__(self, priority: Priority) -> TenantTurns[_Cluster]:
         return self._next[priority]
 
     def offer(self, cluster: _Cluster, queue: _ClusterQueue) -> None:
         """Queue the cluster for every priority in which it has ready objects."""
         for ready, turns, put_off in zip(queue.ready, self._next, self._put_off, strict=True):
             if ready and not (cluster in put_off and queue.is_next_further):
-                put_off.pop(cluster, None)
-                turns.setdefault(cluster, None)
+                put_off.discard(cluster)
+                turns.add(cluster)
 
     def withdraw(self, cluster: _Cluster) -> None:
         for turns in (*self._next, *self._put_off):
-            turns.pop(cluster, None)
+            turns.discard(cluster)
 
-    def left(self, clusters: int) -> int:
-        """Return the number of workers left for clusters that have an object in flight, or hang."""
-        kept = min(self._workers // 2, clusters)
+    @property
+    def left(self) -> int:
+        """The number of workers left for clusters that have an object in flight, or hang."""
+        kept = min(self._workers // 2, len(self.tenants))
         return max(1, self._workers - kept) - self._further
 
     def put_off(self, cluster: _Cluster, priority: Priority) -> None:
-        self._put_off[priority][cluster] = None
+        self._put_off[priority].add(cluster)
 
-    def resume(self, clusters: int) -> None:
+    def resume(self) -> None:
         """Give clusters the turns that were put off, as far as workers are left for them."""
-        if any(self._put_off) and (left := self.left(clusters)) > 0:
+        if any(self._put_off) and (left := self.left) > 0:
             for turns, put_off in zip(self._next, self._put_off, strict=True):
-                for cluster in tuple(islice(put_off, left))[::-1]:
-                    del put_off[cluster]
-                    turns[cluster] = None
-                    turns.move_to_end(cluster, last=False)
+                for cluster in [put_off.pop() for _ in range(left) if put_off][::-1]:
+                    turns.add_first(cluster)
 
     def began(self, work: Work) -> None:
         self._further += work.is_further
@@ -253,8 +257,8 @@ class WorkQueue:
         self._retries = TokenBucket(policy.retries, now)
         self._retry_at = now
         """When the bucket that all clusters share has a token again, if `take_next` found it empty."""
-        self._is_open: dict[_Cluster, bool] = {}
-        """The engaged clusters, and whether their objects may be taken."""
+        self._open: set[_Cluster] = set()
+        """The engaged clusters whose objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
         """The queues of the clusters that have objects; of thousands of clusters, most have none."""
         self._turns = _Turns(workers)
@@ -268,25 +272,28 @@ class WorkQueue:
 
     # --- clusters ---
 
-    def engage(self, cluster: str, incarnation: int) -> None:
-        """Accept objects of the cluster. None is taken before `open` is called."""
-        self._is_open.setdefault((cluster, incarnation), False)
+    def engage(self, cluster: str, incarnation: int, tenant: Tenant = ()) -> None:
+        """Accept objects of the cluster. None is taken before `open` is called. By default, it is a tenant of its
+        own."""
+        self._turns.tenants.setdefault((cluster, incarnation), tenant or (cluster,))
 
     def open(self, cluster: str, incarnation: int) -> None:
         """Allow reconciles in the cluster to start, if it is engaged."""
-        if (cluster, incarnation) in self._is_open:
-            self._is_open[cluster, incarnation] = True
+        if (cluster, incarnation) in self._turns.tenants:
+            self._open.add((cluster, incarnation))
             self._offer((cluster, incarnation))
 
     def is_open(self, cluster: str, incarnation: int) -> bool:
         """Return whether objects of the cluster may be taken."""
-        return self._is_open.get((cluster, incarnation), False)
+        return (cluster, incarnation) in self._open
 
     def drop(self, cluster: str, incarnation: int) -> None:
         """Forget every object of the cluster, and accept no more of them."""
-        self._is_open.pop((cluster, incarnation), None)
+        self._open.discard((cluster, incarnation))
         self._clusters.pop((cluster, incarnation), None)
-        self._turns.withdraw((cluster, incarnation))
+        if (cluster, incarnation) in self._turns.tenants:
+            self._turns.withdraw((cluster, incarnation))
+            del self._turns.tenants[cluster, incarnation]
 
     def parked(self, cluster: str, incarnation: int) -> tuple[ObjectKey, ...]:
         """Return the parked objects of the cluster."""
@@ -301,7 +308,7 @@ class WorkQueue:
         Ignored for a cluster that is not engaged.
         """
         cluster = key[:2]
-        if cluster not in self._is_open:
+        if cluster not in self._turns.tenants:
             return
         queue = self._clusters.get(cluster)
         if queue is None:
@@ -328,7 +335,7 @@ class WorkQueue:
     def take_next(self, now: float) -> Work | None:
         """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
         self._wake(now)
-        self._turns.resume(len(self._is_open))
+        self._turns.resume()
         late = [priority for priority in _PRIORITIES if self._passed_over[priority] >= _TURN - 1]
         for priority in (*late, *_PRIORITIES) if late else _PRIORITIES:
             if (work := self._take(priority, now)) is not None:
@@ -345,11 +352,11 @@ class WorkQueue:
             self._retry_at = now + wait_s
             return None
         while turns:
-            cluster, _ = turns.popitem(last=False)
+            cluster = turns.pop()
             queue = self._clusters.get(cluster)
             if queue is None or not queue.ready[priority]:
                 continue  # the cluster has no ready object of this priority any more
-            if queue.is_next_further and self._turns.left(len(self._is_open)) <= 0:
+            if queue.is_next_further and self._turns.left <= 0:
                 self._turns.put_off(cluster, priority)
                 continue
             key, added_at = queue.ready[priority].popitem(last=False)
@@ -587,7 +594,7 @@ class WorkQueue:
     def _offer(self, cluster: _Cluster) -> None:
         """Queue the cluster for every priority in which it has ready objects."""
         queue = self._clusters.get(cluster)
-        if queue is not None and self._is_open[cluster] and len(queue.in_flight) < self._per_cluster:
+        if queue is not None and cluster in self._open and len(queue.in_flight) < self._per_cluster:
             self._turns.offer(cluster, queue)
 
 

@@ -109,6 +109,17 @@ def test_work_queue_alternates_between_clusters() -> None:
     assert [taken(queue), taken(queue)] == ["a0", "b0"]
 
 
+@pytest.mark.parametrize("priority", Priority)
+def test_work_queue_alternates_between_tenants_that_have_any_number_of_clusters(priority: Priority) -> None:
+    """Otherwise a failed object waits for the retries of all clusters of another tenant, at a rate that all share."""
+    queue = WorkQueue(POLICY, lambda: 0.0, 0.0, per_cluster=2, workers=10_000)
+    for cluster, tenant in (*((f"a{number}", "a") for number in range(1000)), ("b0", "b"), ("b1", "b")):
+        queue.engage(cluster, 1, (tenant,))
+        queue.open(cluster, 1)
+        queue.add(key(cluster, cluster), 0.0, priority)
+    assert [taken(queue) for _ in range(5)] == ["a0", "b0", "a1", "b1", "a2"]
+
+
 def test_work_queue_limits_objects_in_flight_per_cluster() -> None:
     queue = queue_of()
     for name in "xyz":

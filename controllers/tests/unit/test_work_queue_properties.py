@@ -46,7 +46,7 @@ class Queue(RuleBasedStateMachine):
         if cluster not in self.incarnations:
             self.engaged += 1
             self.incarnations[cluster] = self.engaged
-            self.queue.engage(cluster, self.engaged)
+            self.queue.engage(cluster, self.engaged, ("ab" if cluster in "ab" else "",))
 
     @rule(cluster=CLUSTERS)
     def sync(self, cluster: str) -> None:
