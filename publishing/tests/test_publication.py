@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from base64 import b64decode
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import cycle, pairwise
@@ -291,6 +292,30 @@ def test_publisher_says_why_it_writes_nothing_while_no_source_of_its_objects_is_
     publishing.engage(cluster(), cluster("beta")).settle(30.0)
     assert publishing.reports[1:] == ["removals: resolved", "created ClusterProfile gamma"]
     assert (publishing.publication.is_done, publishing.publication.unfinished) == (True, "")
+
+
+def test_expired_credential_is_not_written_over_that_of_another_replica():
+    """Found by a reader: a replica whose daemon was away wrote its last credential at each list, also hours later."""
+    server = model_server()
+
+    def engage(publishing: Publishing, token: str) -> Publishing:
+        received = Received(dataclasses.replace(ACCESS, token=token), publishing.now + 60.0)
+        publishing.publication.engage(cluster(), received, publishing.now)
+        return publishing
+
+    def publisher() -> Publishing:
+        publishing = Publishing(server, resync_s=30.0)
+        publishing.publication.renderer = FluxKubeconfigs()
+        return publishing
+
+    one, other = engage(publisher(), "first").synced(), engage(publisher(), "second").synced()
+    other.connected = False
+    for publishing in (one, other):
+        publishing.has_access = False
+        publishing.settle(70.0)
+    engage(one, "third").settle()
+    other.settle(60.0)
+    assert b"third" in b64decode(server.objects["alpha-kubeconfig"]["data"]["value"])
 
 
 def test_late_evidence_is_dropped_if_another_replica_has_engaged_the_cluster(publishing: Publishing):

@@ -505,12 +505,13 @@ def decide(  # noqa: PLR0911  (a table)
                 "an object with this name exists, and was not created by this command; delete it, or choose another "
                 "--namespace"
             )
-    if record.wanted is None or record.wanted.received is None:
-        return None
+    received = None if record.wanted is None else record.wanted.received
+    if record.wanted is None or received is None or received.expires_at <= now:
+        return None  # one that has expired, too: another replica may have written a valid one
     if not is_valid_name(record.name):
         return Refuse("the name of its cluster cannot be converted to a valid object name")
     cluster = record.wanted.cluster
-    content = renderer.render(cluster, record.wanted.received.access)
+    content = renderer.render(cluster, received.access)
     if content is None:
         return Refuse("the daemon provides no server and CA for its cluster")
     if not isinstance(record.object, Present):
