@@ -19,7 +19,7 @@ import pytest
 from clients.python.tests import messages
 from clients.python.tests.kubeconfigs import message, text
 from clients.python.tests.messages import disengaged, engaged, following, renewed
-from clients.python.tests.scripted_daemon import Refusal
+from clients.python.tests.scripted_daemon import SILENCE, Refusal
 from milo_discovery.kubeconfig_access import read_access
 from milo_discovery.removals import RECENT_S, Memory
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -430,6 +430,19 @@ async def test_sync_removes_the_files_of_clusters_that_another_replica_owns(daem
     daemon.answers["GetCluster"] = [elsewhere, elsewhere]
     assert (await sync_once(daemon, path, "c"))[0] == 0
     assert content(path) == {"c": "c-1"}
+
+
+async def test_sync_writes_credentials_while_the_daemon_does_not_answer_about_missing_clusters(daemon, path):
+    """Found by a reader: with 1,000 missing clusters it wrote nothing for 20 minutes, and so on."""
+    daemon.group = "dns"
+    names = [f"c{number}" for number in range(40)]
+    assert (await sync_once(daemon, path, names))[0] == 0
+    daemon.answers["GetCluster"] = [SILENCE] * 100
+    async with sync(daemon, path) as process, asyncio.timeout(8.0):
+        (await daemon.stream()).send(snapshot("1", engaged("c1", token="renewed")))
+        await until(lambda: content(path)["c1"] == "renewed")
+        await reported(process, b"lacks 39 of 40 clusters")
+    assert len(content(path)) == 40
 
 
 async def test_portions_of_missing_clusters_are_held_together_by_several_runs_of_sync(daemon, path):

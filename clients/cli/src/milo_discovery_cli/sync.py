@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import random
 import signal
 import stat
 import time
@@ -39,6 +40,8 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _RETRY_S = 1.0
 _LOOKUPS = 8
 """Maximum number of concurrent requests to the daemon about missing clusters."""
+_LOOKUPS_S = 5.0
+"""How long the daemon is asked about them at a time, since nothing is written meanwhile."""
 _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
 """Reasons after which a file is removed at once, including those after which another replica may own the cluster."""
 
@@ -283,10 +286,11 @@ class _Synchronizer:
             )
         names = {name for name in self._directory.own if self._lacks(name) and not self._is_ended(name)}
         followed = [name for name in names if removals.is_followed(watch, name)]
-        lookups = asyncio.Semaphore(_LOOKUPS)
+        lookups, until = asyncio.Semaphore(_LOOKUPS), asyncio.get_running_loop().time() + _LOOKUPS_S
         # Only in a shard group, because the daemon rate-limits failed lookups of callers with limited rights.
         looked_up = [name for name in followed if name not in self._desired] if fleet[0] else []
-        elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
+        random.shuffle(looked_up)  # the next review asks about others
+        elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups, until) for name in looked_up))
         if not self._has_view or self._review_at is not None:
             return  # the view changed during the lookups; it will be reviewed again
         self._remove(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
@@ -371,10 +375,13 @@ class _Synchronizer:
         self._reported_skipped = dict(self._directory.skipped)
 
 
-async def _is_elsewhere(client: DiscoveryClient, name: str, lookups: asyncio.Semaphore) -> bool:
-    """Return whether the cluster is ready, but not assigned to this member of the shard group."""
+async def _is_elsewhere(client: DiscoveryClient, name: str, lookups: asyncio.Semaphore, until: float) -> bool:
+    """Return whether the cluster is ready, but not assigned to this member of the shard group, as far as is known in
+    time."""
+    import asyncio  # noqa: PLC0415
+
     try:
-        async with lookups:
+        async with asyncio.timeout_at(until), lookups:
             return (await client.get(name)).engagement.reason is EngagementReason.UNASSIGNED
-    except StatusError:
+    except (StatusError, TimeoutError):
         return False
