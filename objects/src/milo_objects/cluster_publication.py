@@ -174,7 +174,8 @@ class ClusterPublication:
         wanted = self._wanted
         return wanted is not None and not self.is_ending and bool(cluster.uid) and cluster.uid != wanted.uid
 
-    def _tenant(self) -> Tenant:
+    @property
+    def tenant(self) -> Tenant:
         published = self.record.published
         known = self._wanted or (published.cluster if isinstance(published, ClusterMessage) else None)
         return (self.key,) if known is None else tenant_of(known)
@@ -797,7 +798,7 @@ class ClusterPublication:
     def _scope(self, subject: ScopeSubject) -> ScopePublication:
         if subject not in self.scopes:
             exceeded = functools.partial(self._schedule.wake, subject, 0.0)
-            gone = GoneObjects(self._budget, self._tenant, exceeded)
+            gone = GoneObjects(self._budget, lambda: self.tenant, exceeded)
             self.scopes[subject] = ScopePublication(subject, gone)
         return self.scopes[subject]
 

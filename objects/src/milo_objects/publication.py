@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
 
 from milo_kube.cache_budget import CacheBudget, CacheLimits
+from milo_kube.tenants import Tenant, TenantTurns
 from milo_objects.cluster_publication import ClusterPublication, ReadingStream, WritingStream
 from milo_objects.kinds import Kind
 from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, Stored
@@ -58,6 +59,36 @@ class StreamAway(msgspec.Struct, frozen=True):
 Connection: TypeAlias = StreamConnected | StreamAway
 
 
+class _ReadySubjects:
+    """What is to be written. Tenants take turns, and so do the clusters of each: one in which much changes delays no
+    other."""
+
+    def __init__(self, tenant: Callable[[str], Tenant]) -> None:
+        """`tenant` returns that of a cluster, which may change."""
+        self._turns = TenantTurns(tenant)
+        self._subjects: dict[str, deque[Subject]] = {}
+        """By cluster."""
+
+    def __bool__(self) -> bool:
+        return bool(self._subjects)
+
+    def add(self, subject: Subject) -> None:
+        key = _cluster_of(subject)
+        self._subjects.setdefault(key, deque()).append(subject)
+        self._turns.add(key)
+
+    def pop(self) -> Subject:
+        """Remove the next one, of which there is one."""
+        while (waiting := self._subjects.get(key := self._turns.pop())) is None:
+            pass  # it had its turns as a cluster of another tenant, too
+        subject = waiting.popleft()
+        if waiting:
+            self._turns.add(key)
+        else:
+            del self._subjects[key]
+        return subject
+
+
 class StreamPublication:
     """The clusters of one publisher."""
 
@@ -85,9 +116,8 @@ class StreamPublication:
         self._new: Callable[[str], ClusterPublication] = lambda key: ClusterPublication(
             key, plurals.values(), self, is_followed, budget
         )
-        self._ready: OrderedDict[str, deque[Subject]] = OrderedDict()
-        """What is to be written, by cluster. They take turns: one in which much changes delays no other."""
-        self._to_read: deque[Subject] = deque()
+        self._ready = _ReadySubjects(self._tenant)
+        self._to_read = TenantTurns[str](self._tenant)
         self._wakes: list[tuple[float, int, Subject]] = []
         self._number = 0
         self._sent: dict[int, ReadCluster | WriteMessage | Purge] = {}
@@ -256,20 +286,17 @@ class StreamPublication:
         if not isinstance(self.connection, StreamConnected):
             return commands
         while self._ready and len(self._sent) < MOST_WRITES and self._sent_bytes < MOST_BYTES:
-            key, waiting = self._ready.popitem(last=False)
-            subject = waiting.popleft()
-            if waiting:
-                self._ready[key] = waiting
-            cluster = self.clusters.get(key)
+            subject = self._ready.pop()
+            cluster = self.clusters.get(_cluster_of(subject))
             if cluster is not None and isinstance(cluster.phase, ReadingStream):
-                self._to_read.append(cluster.record.subject)
+                self._to_read.add(cluster.key)
             elif cluster is not None:
                 self._take(cluster, subject, self.connection.limit, now, commands)
         reads = sum(isinstance(command, ReadCluster) for command in self._sent.values()) if self._to_read else 0
         while self._to_read and reads < MOST_READS:
-            cluster, others = self.clusters.get(_cluster_of(subject := self._to_read.popleft())), len(commands)
+            cluster, others = self.clusters.get(self._to_read.pop()), len(commands)
             if cluster is not None:
-                self._take(cluster, subject, self.connection.limit, now, commands)
+                self._take(cluster, cluster.record.subject, self.connection.limit, now, commands)
                 reads += len(commands) - others
         return commands
 
@@ -369,7 +396,7 @@ class StreamPublication:
     # --- for the clusters ---
 
     def ready(self, subject: Subject) -> None:
-        self._ready.setdefault(_cluster_of(subject), deque()).append(subject)
+        self._ready.add(subject)
 
     def wake(self, subject: Subject, at: float) -> None:
         self._number += 1
@@ -380,6 +407,9 @@ class StreamPublication:
         return self._number
 
     # --- helpers ---
+
+    def _tenant(self, key: str) -> Tenant:
+        return self.clusters[key].tenant if key in self.clusters else (key,)
 
     def _answer(
         self, command: ReadCluster | WriteMessage | Purge, answered: Callable[[ClusterPublication], None]

@@ -19,7 +19,7 @@ from milo_objects.messages import (
     decoded,
 )
 from milo_objects.projection import ProjectedObject
-from milo_objects.publication import MOST_BYTES, MOST_WRITES, StreamPublication
+from milo_objects.publication import MOST_BYTES, MOST_READS, MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
 from milo_objects.scope import (
     ClusterChanged,
@@ -40,7 +40,7 @@ from milo_objects.scope import (
     Synced,
 )
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
-from milo_objects.subjects import ScopeSubject
+from milo_objects.subjects import ClusterSubject, ScopeSubject
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -113,6 +113,31 @@ class Publishing:
     def records(self) -> list[SubjectRecord]:
         (scope,) = self.publication.clusters["web"].scopes.values()
         return [*scope.objects.values()]
+
+
+def test_clusters_of_one_tenant_in_any_number_delay_neither_the_read_nor_the_writes_of_a_cluster_of_another() -> None:
+    publishing = Publishing()
+    publication = publishing.publication
+
+    def engage(name: str, organization: str) -> None:
+        cluster = FleetCluster(name=name, incarnation="i", uid=name, organization=organization)
+        publication.apply(ClusterChanged(cluster), 0.0)
+
+    for number in range(1000):
+        engage(f"evil{number}", "evil")
+    engage("web", "acme")
+    reads = publication.due(0.0)
+    assert len(reads) == MOST_READS
+    assert "web" in {command.cluster for command in reads if isinstance(command, ReadCluster)}
+    for command in reads:
+        assert isinstance(command, ReadCluster)
+        publication.read(command, {}, 0, 0.0)
+    publishing.write()
+    for number in range(1000):
+        engage(f"evil{number}", "evil of another name")
+    engage("web", "acme of another name")
+    first = publication.due(0.0)[:3]
+    assert ClusterSubject("web") in {command.subject for command in first if isinstance(command, WriteMessage)}
 
 
 def test_restarted_publisher_keeps_each_object_once_in_memory() -> None:
