@@ -99,10 +99,18 @@ class Daemon:
         return Kubeconfig(cluster=name, kubeconfig=content, issued_at=datetime.now(UTC))
 
     def engage(
-        self, name: str, *, server: str = "https://milo.test", endpoint: str = "", age: timedelta = timedelta()
+        self,
+        name: str,
+        *,
+        server: str = "https://milo.test",
+        endpoint: str = "",
+        age: timedelta = timedelta(),
+        organization: str = "",
     ) -> None:
         issued = value(text(server, token="t"), now=datetime.now(UTC), age=age, life=timedelta(minutes=10))
-        cluster = Cluster(name=name, uid=f"uid-{name}", engaged_at=datetime.now(UTC), endpoint=endpoint)
+        cluster = Cluster(
+            name=name, uid=f"uid-{name}", engaged_at=datetime.now(UTC), endpoint=endpoint, organization=organization
+        )
         self.sent.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=replace(issued, cluster=name)))
 
     def engage_without_credential(self, name: str) -> None:
@@ -783,10 +791,19 @@ async def test_requests_that_wait_for_others_that_hang_take_no_tasks_of_their_ow
     assert len(asyncio.all_tasks()) < 100
 
 
+async def test_objects_of_one_tenant_in_any_number_delay_none_of_another(publishing: Publishing):
+    for at in range(500):
+        publishing.daemon.engage(f"evil-{at}", organization="evil")
+    publishing.daemon.engage("alpha", organization="acme")
+    await eventually(lambda: len(publishing.server.objects) == 501)
+    assert [*publishing.server.objects].index("alpha-kubeconfig") < 200
+
+
 async def test_request_that_hangs_passes_on_its_turn_and_returns_its_slot_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(publisher, "_HANGING_S", 0.01)
-    slots, freed = Slots(quick=1, total=2), asyncio.Event()
-    slots.waiting.extend(Task(name, Lane.OBJECT, 1, is_retry=False) for name in "abcde")
+    slots, freed = Slots(quick=1, total=2, tenant=lambda _: ()), asyncio.Event()
+    for name in "abcde":
+        slots.waiting.add(Task(name, Lane.OBJECT, 1, is_retry=False))
 
     def taken() -> str:
         task = slots.take()

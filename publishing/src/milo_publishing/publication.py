@@ -23,6 +23,7 @@ from milo_discovery.errors import CallFailed, DiscoveryError, StatusError, Timed
 from milo_discovery.removals import ENDS, Removals, is_followed
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.retry_after import delay_s
+from milo_kube.tenants import tenant_of
 from milo_publishing import records
 from milo_publishing.errors import PermitEnded, PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_publishing.objects import ObservedObject, Owner, object_name
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from milo_discovery.events import Event
     from milo_discovery.model import Cluster
     from milo_discovery.watch import Watch
+    from milo_kube.tenants import Tenant
     from milo_publishing.objects import Identity
     from milo_publishing.rendering import Renderer
 
@@ -260,6 +262,11 @@ class Publication:
     def next_at(self) -> float:
         """When `due` may return something, if nothing happens before."""
         return min(self._review_at, self._due[0][0] if self._due else math.inf)
+
+    def tenant(self, task: Task) -> Tenant:
+        """Return the tenant of the cluster that a task is about; empty if none is engaged."""
+        record = self.records.get(task.name)
+        return () if record is None or record.wanted is None else tenant_of(record.wanted.cluster)
 
     def request_kind(self, task: Task) -> RequestKind:
         """Return the kind of the request of a task, as far as is known before it is decided."""

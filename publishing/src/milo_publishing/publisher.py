@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from milo_discovery.kubeconfig_access import read_access, read_exec_access
 from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
 from milo_discovery.removals import ENDS, filter_matches
 from milo_kube.task_groups import unwrap_single_error
+from milo_kube.tenants import TenantTurns
 from milo_publishing.errors import PublishedByAnother
 from milo_publishing.publication import Lane, Publication, Report, RequestKind, Task
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from milo_discovery.model import Cluster, Kubeconfig
     from milo_discovery.options import FilterOptions, WatchOptions
     from milo_discovery.watch import Watch
+    from milo_kube.tenants import Tenant
     from milo_publishing.api_server import PublishedObjects
 
 _HANGING_S = 0.25
@@ -37,8 +38,9 @@ _HANGING_S = 0.25
 class Slots:
     """Limits concurrent requests: `quick` at a time, and `total` together with those that hang."""
 
-    def __init__(self, quick: int, total: int) -> None:
-        self.waiting: deque[Task] = deque()
+    def __init__(self, quick: int, total: int, tenant: Callable[[Task], Tenant]) -> None:
+        """`tenant` returns that of a task's cluster: the tenants take turns."""
+        self.waiting = TenantTurns(tenant)
         """These are no tasks of asyncio, each of which takes some 2 KiB: all objects may wait."""
         self._quick = quick
         self._total = total
@@ -49,7 +51,7 @@ class Slots:
             return None
         self._quick -= 1
         self._total -= 1
-        return self.waiting.popleft()
+        return self.waiting.pop()
 
     @contextmanager
     def slot(self, freed: Callable[[], None]) -> Iterator[None]:
@@ -96,15 +98,16 @@ class Publisher:
         self._running = 0
         # By the kind of a request, and whether it is a retry: retries do not delay other requests. The daemon
         # permits 100 calls of a caller at a time; in a shard group, each list is followed by thousands of look-ups.
+        tenant = publication.tenant
         self._slots = {
-            (RequestKind.API_SERVER, False): Slots(16, 64),
-            (RequestKind.API_SERVER, True): Slots(4, 16),
-            (RequestKind.DAEMON, False): Slots(8, 48),
-            (RequestKind.DAEMON, True): Slots(2, 16),
-            (RequestKind.GROUP, False): Slots(1, 1),
-            (RequestKind.GROUP, True): Slots(1, 1),
-            (RequestKind.LOOKUP, False): Slots(8, 16),
-            (RequestKind.LOOKUP, True): Slots(2, 8),
+            (RequestKind.API_SERVER, False): Slots(16, 64, tenant),
+            (RequestKind.API_SERVER, True): Slots(4, 16, tenant),
+            (RequestKind.DAEMON, False): Slots(8, 48, tenant),
+            (RequestKind.DAEMON, True): Slots(2, 16, tenant),
+            (RequestKind.GROUP, False): Slots(1, 1, tenant),
+            (RequestKind.GROUP, True): Slots(1, 1, tenant),
+            (RequestKind.LOOKUP, False): Slots(8, 16, tenant),
+            (RequestKind.LOOKUP, True): Slots(2, 8, tenant),
         }
 
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
@@ -158,7 +161,7 @@ class Publisher:
                 while True:
                     for task in self._publication.due(clock(), watch):
                         self._running += 1
-                        self._slots[self._publication.request_kind(task), task.is_retry].waiting.append(task)
+                        self._slots[self._publication.request_kind(task), task.is_retry].waiting.add(task)
                     for slots in self._slots.values():
                         while (next_task := slots.take()) is not None:
                             name = f"{next_task.lane.name} {next_task.name}"
