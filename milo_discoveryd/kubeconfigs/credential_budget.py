@@ -4,6 +4,9 @@ Tenants write the Secrets of some issuers: without a budget, many kubeconfigs wi
 the daemon's memory.
 """
 
+from collections import Counter
+from typing import TypeAlias
+
 import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
@@ -11,10 +14,15 @@ from milo_discoveryd.daemon_errors import BackendError
 
 BUDGET = 32 << 20
 """Bytes of credentials of all issuers beyond which no large one is held for another cluster. Each issuer has an equal
-part. Renewals may take as much again, so that no cluster loses its credential to another one."""
+part. Renewals may take as much again, and those of tenants within their share of it once more, so that no cluster loses
+its credential to another one."""
 SMALL = 4 << 10
 """The size up to which a credential is held whatever the others take. Tokens, and certificates with their key and CA,
 are usually smaller."""
+
+
+Tenant: TypeAlias = tuple[str, str]
+"""The source, and the tenant in it."""
 
 
 class _CaBundle(msgspec.Struct):
@@ -28,16 +36,24 @@ class CredentialBudget:
     def __init__(self, issuers: int = 1) -> None:
         self._limit = BUDGET // issuers
         self.used = 0
+        self._of_tenants: Counter[Tenant] = Counter()
+        """What each tenant has, with all its CA certificates."""
         self._ca_bundles: dict[bytes, _CaBundle] = {}
 
-    def admit(self, issued: IssuedCredential, held: IssuedCredential | None) -> IssuedCredential:
+    def admit(
+        self, issued: IssuedCredential, held: IssuedCredential | None, tenant: Tenant = ("", "")
+    ) -> IssuedCredential:
         """Return the credential with the CA bundle that others have. `held` is the one that it will replace.
 
         Raises BackendError if it is large and the budget is exhausted.
         """
         bundle = self._ca_bundles.get(issued.authorities or b"")
         more = _size(issued) + (len(issued.authorities or b"") if bundle is None else 0)
-        if more > SMALL and self.used + more > (self._limit if held is None else 2 * self._limit):
+        tenants = len(self._of_tenants) + (tenant not in self._of_tenants)
+        kept = self._of_tenants[tenant] - (0 if held is None else _size_with_ca(held))
+        is_within_share = (kept + _size_with_ca(issued)) * tenants <= self._limit
+        parts = 3 if is_within_share else 1 if held is None else 2
+        if more > SMALL and self.used + more > parts * self._limit:
             raise BackendError(
                 f"the credential and its CA certificates have {more} bytes, and at most {SMALL} are accepted while the "
                 f"credentials of this issuer have more than {self._limit >> 10} KiB; remove unneeded CA certificates "
@@ -47,10 +63,13 @@ class CredentialBudget:
             )
         return issued if bundle is None else msgspec.structs.replace(issued, authorities=bundle.pem)
 
-    def count(self, held: IssuedCredential | None, before: IssuedCredential | None) -> None:
-        """Count what a lease holds now instead of what it held before."""
+    def count(self, held: IssuedCredential | None, before: IssuedCredential | None, tenant: Tenant = ("", "")) -> None:
+        """Count what a lease of a tenant holds now instead of what it held before."""
         if held is before:
             return
+        self._of_tenants[tenant] += sum(_size_with_ca(each) * sign for each, sign in ((held, 1), (before, -1)) if each)
+        if not self._of_tenants[tenant]:
+            del self._of_tenants[tenant]
         if held is not None:
             self.used += _size(held)
             if held.authorities:
@@ -65,6 +84,10 @@ class CredentialBudget:
                 if not bundle.uses:
                     self.used -= len(bundle.pem)
                     del self._ca_bundles[before.authorities]
+
+
+def _size_with_ca(issued: IssuedCredential) -> int:
+    return _size(issued) + len(issued.authorities or b"")
 
 
 def _size(issued: IssuedCredential) -> int:

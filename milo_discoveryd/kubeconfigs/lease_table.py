@@ -37,6 +37,8 @@ class LeaseEntry:
         self.cluster = cluster
         self.source = "" if cluster is None else cluster.target.source
         """The name of the cluster's source; empty if the credential serves all clusters."""
+        self.tenant = self.source, "" if cluster is None else cluster.target.tenant
+        """The tenant in whose budget the credential counts, also if the cluster moves to another one."""
         self.lease = lease
         self.counted: IssuedCredential | None = None
         """The credential that counts in the budget."""
@@ -181,7 +183,7 @@ class LeaseTable:
     def count(self, entry: LeaseEntry) -> None:
         """Count what the lease holds now in the budget."""
         held = None if entry.is_dropped else entry.lease.held
-        self.budget.count(held, entry.counted)
+        self.budget.count(held, entry.counted, entry.tenant)
         entry.counted = held
 
     def _discard(self, key: LeaseKey) -> None:

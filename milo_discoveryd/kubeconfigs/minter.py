@@ -318,7 +318,7 @@ class Minter:
         outage.began(started_at)
         result, is_new = "cancelled", False
         try:
-            issued = self._leases.budget.admit(await self._minted(entry, held), held)
+            issued = self._leases.budget.admit(await self._minted(entry, held), held, entry.tenant)
             entry.lease.succeeded(issued, self.now())
         except CredentialError as error:
             result = "unfit" if isinstance(error, UnfitError) else "failed"
