@@ -53,6 +53,9 @@ _RETRY_S: Final = 1.0
 _HEALTHY_S: Final = 30.0
 _HEARD: Final = 64
 _AT_ONCE: Final = 1000
+_LOOKUPS: Final = 8
+"""How many clusters, such as those of other members of a shard group, the daemon is asked about at a time: before the
+last answer, readers believe nothing of a source."""
 _STATES: Final = "milo.objects.*.*.*.*.state"
 
 
@@ -436,11 +439,13 @@ class ObjectPublisher:
         streaming = {source.name for source in listing.sources if source.state is SourceState.STREAMING}
         if not listing.sources and listing.source.state is SourceState.STREAMING:
             streaming.add("")
-        followed = streaming & known_sources
-        return {
-            key: await self._look_up(key, cluster.uid) if source_of(key) in followed else _Orphan.UNKNOWN
-            for key, cluster in orphans.items()
-        }
+        verdicts = dict.fromkeys(orphans, _Orphan.UNKNOWN)
+        asked = [key for key in orphans if source_of(key) in streaming & known_sources]
+        for first in range(0, len(asked), _LOOKUPS):
+            keys = asked[first : first + _LOOKUPS]
+            found = await asyncio.gather(*(self._look_up(key, orphans[key].uid) for key in keys))
+            verdicts.update(zip(keys, found, strict=True))
+        return verdicts
 
     async def _look_up(self, key: str, uid: str) -> _Orphan:
         """Return what the daemon says of a cluster. One that cannot be looked up delays no other."""

@@ -4,11 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 
+from milo_discovery.model import ClusterReport, Engagement, EngagementReason, Listing, SourceState, SourceStatus
+from milo_objects.jetstream import NatsOptions
 from milo_objects.messages import Heartbeat, ScopeMessage, StoredMessage
-from milo_objects.publisher import _AT_ONCE, _last_messages, _Looks
+from milo_objects.publisher import _AT_ONCE, ClusterDirectory, ObjectPublisher, _last_messages, _Looks, _Orphan
 from milo_objects.scope import FleetCluster, Synced
 from milo_objects.subjects import ClusterSubject
 
@@ -40,6 +43,32 @@ def test_scope_is_followed_if_another_publisher_of_its_source_is_heard(
 
 def test_scope_may_be_followed_until_another_publisher_would_have_been_heard() -> None:
     assert [_Looks(listens_since=80.0).may_be_followed(scope(), now) for now in (100.0, 111.0)] == [True, False]
+
+
+async def test_clusters_of_others_are_looked_up_side_by_side() -> None:
+    """Found by a reader: in a shard group these are thousands, and after a restart readers wait for the last answer."""
+    asked: list[str] = []
+    all_asked = asyncio.Event()
+
+    class Daemon:
+        async def list(self, **_: object) -> Listing:
+            return Listing(source=SourceStatus(state=SourceState.STREAMING))
+
+        async def get(self, name: str) -> ClusterReport:
+            asked.append(name)
+            if len(asked) == 8:
+                all_asked.set()
+            await all_asked.wait()
+            return ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED))
+
+    source: Any = None
+    publisher = ObjectPublisher(source, cast(ClusterDirectory, Daemon()), [], NatsOptions(servers=()))
+    names = [f"c{number}" for number in range(20)]
+    orphans = {name: FleetCluster(name=name, incarnation="i1", uid="u1") for name in (*names, "eu#web")}
+    async with asyncio.timeout(5.0):
+        verdicts = await publisher._judge(orphans, {""})
+    assert asked == names
+    assert verdicts == {**dict.fromkeys(names, _Orphan.UNASSIGNED), "eu#web": _Orphan.UNKNOWN}
 
 
 def test_very_many_messages_are_decoded_in_steps() -> None:
