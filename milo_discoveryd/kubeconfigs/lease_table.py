@@ -35,10 +35,9 @@ class LeaseEntry:
     def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: CredentialLease) -> None:
         self.key = key
         self.cluster = cluster
-        self.source = "" if cluster is None else cluster.target.source
-        """The name of the cluster's source; empty if the credential serves all clusters."""
-        self.tenant = self.source, "" if cluster is None else cluster.target.tenant
-        """The tenant in whose budget the credential counts, also if the cluster moves to another one."""
+        self.tenant = ("", "") if cluster is None else (cluster.target.source, cluster.target.tenant)
+        """The cluster's source, and the tenant in whose budget the credential counts, also if the cluster moves to
+        another one."""
         self.lease = lease
         self.counted: IssuedCredential | None = None
         """The credential that counts in the budget."""
@@ -58,6 +57,11 @@ class LeaseEntry:
         """Whether the issuer has issued others meanwhile: what failed with it is no retry when the issuer recovers."""
         self._attempt_ended: asyncio.Event | None = None
         """Only while tasks wait for it: an event takes more memory than most credentials."""
+
+    @property
+    def source(self) -> str:
+        """The name of the cluster's source; empty if the credential serves all clusters."""
+        return self.tenant[0]
 
     @property
     def name(self) -> str:
