@@ -17,10 +17,10 @@ from milo_discovery.options import WatchOptions
 from milo_kube.api_server import Pools
 from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.collection_follower import CollectionFollower, FollowerState
-from milo_kube.rate_limit import Rate, TokenBucket
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.task_groups import unwrap_single_error
 from milo_kube.tenants import Tenant, tenant_of
+from milo_objects.first_lists import FirstLists
 from milo_objects.followed_scope import FollowedScope
 from milo_objects.kinds import Kind
 from milo_objects.projection import SeenObject
@@ -48,8 +48,6 @@ from milo_objects.scope import (
 
 log = logging.getLogger("milo_objects")
 
-FIRST_LISTS: Final = Rate(per_second=200.0, burst=400.0)
-"""How many scopes begin their first list: an API server refuses (429) when thousands begin at once."""
 _REFLECTION: Final = ReflectorPolicy(page_size=500)
 _PROBLEMS: Final[dict[FollowerState, type[Stale | Forbidden | NotServed | OverBudget]]] = {
     "stale": Stale,
@@ -154,8 +152,7 @@ class _FollowedClusters:
         self._store = store
         self._pools = pools
         self._budget = budget
-        self._clock = asyncio.get_running_loop().time
-        self._first_lists = TokenBucket(FIRST_LISTS, self._clock())
+        self._first_lists = FirstLists()
         self.scopes: dict[Scope, _RepeatedFollower] = {}
         self._engagements: dict[str, tuple[EngagedCluster, FleetCluster]] = {}
         """The clusters, and as they were when they were engaged: the daemon may assign another incarnation later."""
@@ -192,7 +189,9 @@ class _FollowedClusters:
                                     tenant=tenant,
                                 )
                                 followed = self.scopes[scope] = _RepeatedFollower(make)
-                                tasks.create_task(self._follow_scope(followed), name=f"{kind} of {cluster.name}")
+                                tasks.create_task(
+                                    self._follow_scope(followed, tenant()), name=f"{kind} of {cluster.name}"
+                                )
                             await self._update(cluster, incarnation, [self.scopes[scope] for _, scope in scopes])
                 finally:
                     for _, scope in scopes:
@@ -203,8 +202,8 @@ class _FollowedClusters:
                 self._store.apply(ScopeChanged(scope, Stale(datetime.now(UTC), f"InternalError: {error!r}")))
             raise
 
-    async def _follow_scope(self, followed: _RepeatedFollower) -> None:
-        await asyncio.sleep(self._first_lists.charge(self._clock()))
+    async def _follow_scope(self, followed: _RepeatedFollower, tenant: Tenant) -> None:
+        await self._first_lists.turn(tenant)
         await followed.run()
 
     async def _update(self, cluster: EngagedCluster, incarnation: str, followed: Sequence[_RepeatedFollower]) -> None:

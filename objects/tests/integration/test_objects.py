@@ -32,7 +32,7 @@ from milo_objects import (
     ScopeEnded,
     Stale,
     Synced,
-    follow,
+    first_lists,
 )
 from milo_objects.follow import ScopeFollower
 from tests.support.tcp_proxy import TcpProxy
@@ -270,13 +270,31 @@ async def test_kind_without_fields_outside_of_metadata_is_read_as_metadata(
 
 
 async def test_first_lists_of_scopes_are_paced(planes: list[ControlPlane], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "FIRST_LISTS", Rate(per_second=1 / 3600, burst=1.0))
+    monkeypatch.setattr(first_lists, "FIRST_LISTS", Rate(per_second=1 / 3600, burst=1.0))
     with fake_clock() as clock:
         async with running(*planes) as found:
             await eventually(lambda: found.objects.view(NAMESPACES).synced == 1)
             assert len(found.objects.view(NAMESPACES).missing) == 1
             clock.advance(timedelta(hours=1))
             await eventually(lambda: is_complete(found.objects))
+
+
+async def test_first_lists_of_one_organization_delay_none_of_another(
+    sandbox: MiloSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_lists, "FIRST_LISTS", Rate(per_second=1 / 3600, burst=1.0))
+    shop, *evil = sandbox.create_control_planes(*(next(names) for _ in range(5)))
+    with fake_clock() as clock:
+        async with running() as found:
+            for plane in evil:
+                found.discovery.engage(plane, organization="evil")
+            await eventually(lambda: found.objects.view(NAMESPACES).synced == 1)
+            found.discovery.engage(shop, organization="shop")
+            await eventually(lambda: len(found.source._following._first_lists._waiting) == 2)
+            for synced in (2, 3):
+                clock.advance(timedelta(hours=1))
+                await eventually(lambda synced=synced: found.objects.view(NAMESPACES).synced == synced)  # type: ignore[misc]
+            assert shop.project not in found.objects.view(NAMESPACES).missing
 
 
 # --- ends ---
