@@ -11,13 +11,14 @@ disengages none of them, and neither does an outage of many clusters: then the d
 
 import heapq
 import math
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 
 import msgspec
 
 from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
+from milo_discoveryd.model.tenant_counts import TenantCounts
 from milo_kube.moment import Moment
 from milo_kube.reflect.backoff import Backoff
 
@@ -160,14 +161,16 @@ class ProbeSchedule:
         self._in_flight: dict[Probe, str] = {}
         """Probes in flight, with the host of each."""
         self._turns = 0
-        self._unreachable_count = 0
-        """Number of unreachable clusters."""
+        self._unreachable = TenantCounts()
+        self._of_tenants: Counter[str] = Counter()
+        """Number of clusters by tenant."""
 
     def watch(self, name: str, host: str, incarnation: int, now: float, tenant: str = "") -> None:
         """Add an engaged cluster. It is probed as soon as the rate limits allow."""
         self.forget(name)
         self._turns += 1
         self._watched[name] = _ProbedCluster(host, incarnation, self._turns, tenant)
+        self._of_tenants[tenant] += 1
         self._hosts.setdefault(host, _Host()).names[name] = None
         self._plan(name, now)
 
@@ -175,7 +178,11 @@ class ProbeSchedule:
         watched = self._watched.pop(name, None)
         if watched is None:
             return
-        self._unreachable_count -= watched.state is Reachability.UNREACHABLE
+        self._of_tenants[watched.tenant] -= 1
+        if not self._of_tenants[watched.tenant]:
+            del self._of_tenants[watched.tenant]
+        if watched.state is Reachability.UNREACHABLE:
+            self._unreachable.remove(watched.tenant)
         host = self._hosts[watched.host]
         del host.names[name]
         host.answering -= watched.answers
@@ -286,7 +293,10 @@ class ProbeSchedule:
                 watched.unreachable_since = now.steady
         is_news = (state, detail) != (watched.state, watched.detail)
         if state is not watched.state:
-            self._unreachable_count += (state is Reachability.UNREACHABLE) - (watched.state is Reachability.UNREACHABLE)
+            if state is Reachability.UNREACHABLE:
+                self._unreachable.add(watched.tenant)
+            elif watched.state is Reachability.UNREACHABLE:
+                self._unreachable.remove(watched.tenant)
             watched.since, watched.unreachable_since = now.wall, now.steady
         watched.state, watched.detail = state, detail
         disengages = state is Reachability.UNREACHABLE and self._disengages(watched, now.steady)
@@ -300,9 +310,11 @@ class ProbeSchedule:
         policy = self._policy
         if policy.give_up_after_s is None:
             return False
-        all_clusters = len(self._watched)
+        unreachable, all_clusters = self._unreachable.counted_for(watched.tenant), len(self._watched)
+        if (other := self._unreachable.not_counted_for(watched.tenant)) is not None:
+            all_clusters -= self._of_tenants[other]
         limit = max(policy.give_up_count, policy.give_up_share * all_clusters)
-        if 2 * self._unreachable_count > all_clusters or self._unreachable_count > limit:
+        if 2 * unreachable > all_clusters or unreachable > limit:
             # The daemon itself may be cut off: time during which too many clusters are unreachable does not count.
             watched.unreachable_since = now
             return False

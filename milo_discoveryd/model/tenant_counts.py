@@ -15,8 +15,8 @@ class TenantCounts:
         self.total = 0
         self._by_tenant: Counter[str] = Counter()
         """Only tenants that have any."""
-        self._having: Counter[int] = Counter()
-        """The number of tenants that have this many."""
+        self._having: dict[int, dict[str, None]] = {}
+        """The tenants that have this many."""
         self._most = 0
 
     def add(self, tenant: str) -> None:
@@ -29,18 +29,23 @@ class TenantCounts:
         """Return how many count for a removal of this tenant: all, but those of another one that has more than any."""
         return self.total - (self._most if self._by_tenant[tenant] < self._most else 0)
 
+    def not_counted_for(self, tenant: str) -> str | None:
+        """Return the tenant whose removals do not count for those of this one; None if all count."""
+        return next(iter(self._having[self._most])) if self._by_tenant[tenant] < self._most else None
+
     def _change(self, tenant: str, change: int) -> None:
         before = self._by_tenant[tenant]
         after = before + change
         self.total += change
         self._by_tenant[tenant] = after
+        self._having.setdefault(after, {})[tenant] = None
         if not after:
-            del self._by_tenant[tenant]
-        self._having[before] -= 1
-        self._having[after] += 1
-        if not self._having[before]:
-            del self._having[before]
-        if after > self._most or (before == self._most and not self._having[before]):
+            del self._by_tenant[tenant], self._having[after]
+        if before:
+            del self._having[before][tenant]
+            if not self._having[before]:
+                del self._having[before]
+        if after > self._most or (before == self._most and before not in self._having):
             self._most = after
 
 

@@ -29,8 +29,8 @@ class ClusterFleet:
         for number in range(well):
             self.engage(f"well-{number}")
 
-    def engage(self, name: str, host: str = "", away: ProbeOutcome | None = None) -> None:
-        self.schedule.watch(name, host or name, 1, self.now)
+    def engage(self, name: str, host: str = "", away: ProbeOutcome | None = None, tenant: str = "") -> None:
+        self.schedule.watch(name, host or name, 1, self.now, tenant)
         if away is not None:
             self.away[name] = away
 
@@ -228,3 +228,23 @@ def test_disengage_timer_excludes_time_in_which_many_clusters_are_unreachable() 
     assert fleet.given_up == {}
     fleet.run(3000.0)
     assert len(fleet.given_up) == 9
+
+
+def test_many_unreachable_clusters_of_one_tenant_hold_those_of_no_other() -> None:
+    fleet = ClusterFleet(well=20)
+    for number in range(100):
+        fleet.engage(f"evil-{number}", away=GONE, tenant="evil")
+    fleet.engage("alpha", away=GONE, tenant="acme")
+    fleet.run(1200.0)
+    assert set(fleet.given_up) == {"alpha"}
+
+
+@pytest.mark.parametrize("others", [2, 10, 30])
+def test_no_cluster_of_a_fleet_that_is_mostly_of_one_tenant_is_disengaged_if_all_are_unreachable(others: int) -> None:
+    fleet = ClusterFleet()
+    for number in range(100):
+        fleet.engage(f"most-{number}", away=GONE, tenant="most")
+    for number in range(others):
+        fleet.engage(f"other-{number}", away=GONE, tenant=f"other {number % 3}")
+    fleet.run(3000.0)
+    assert fleet.given_up == {}

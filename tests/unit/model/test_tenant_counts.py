@@ -25,6 +25,9 @@ def test_all_count_but_those_of_another_tenant_that_has_the_most(changes: list[t
         for each in TENANTS:
             others = 0 if expected[each] == most else most
             assert counts.counted_for(each) == counts.total - others
+            other = counts.not_counted_for(each)
+            assert others == (0 if other is None else expected[other])
+            assert other != each
 
 
 def test_tenants_take_turns() -> None:
