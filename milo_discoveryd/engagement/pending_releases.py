@@ -15,19 +15,17 @@ those that keep clusters that are not known, such as of an earlier run, no clust
 import heapq
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 
 import msgspec
 
 from milo_discoveryd.engagement.numbered_sets import NumberedSets
-from milo_discoveryd.log.filter import ClusterView, Filter
+from milo_discoveryd.engagement.subscriber import OWNED_S, Subscriber, SubscriberKey, Subscription
+from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
 
 REMEMBERED_S = 60.0
 """How long a subscriber without a stream is remembered, as it may reconnect: much longer than a client's backoff."""
-OWNED_S = 33.0
-"""How long a subscriber of a shard group may still work in its clusters after its stream broke, until its ownership has
-expired: `Timing.evict_after_s`."""
 REMEMBERED_EACH = 100
 """Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
 REMEMBERED_FILTER_BYTES = 256 * 1024
@@ -35,24 +33,6 @@ REMEMBERED_FILTER_BYTES = 256 * 1024
 times its size in a request."""
 COMPARED_PER_STEP = 2000
 """Maximum number of comparisons of clusters with subscribers in one step. One takes up to 10 µs."""
-
-_ALL = Filter(confirms_releases=True)
-
-
-def _either(one: ClusterView | None, other: ClusterView) -> ClusterView:
-    """Return a view without filters that shows what either shows."""
-    view = other.unfiltered
-    return view if one is None or one.unfiltered.fingerprint == view.fingerprint else _ALL
-
-
-class SubscriberKey(msgspec.Struct, frozen=True):
-    """Identifies a subscriber, whichever of its streams it uses."""
-
-    caller: str
-    """The key of the authenticated caller, so that a caller cannot release for another."""
-    name: str
-    """The name that the subscriber chose."""
-
 
 RETURNING = SubscriberKey("", "a subscriber of the daemon's previous run")
 """Represents the subscribers of an earlier run of the daemon. The key of a real caller is never empty."""
@@ -63,20 +43,6 @@ def _forgotten_of(caller: str) -> SubscriberKey:
     return SubscriberKey(caller, "")
 
 
-class Subscription(msgspec.Struct, eq=False):
-    """One stream of a subscriber that confirms releases."""
-
-    key: SubscriberKey
-    label: str
-    """A description of the caller for logs and messages."""
-    view: ClusterView
-    filter_bytes: int = 0
-    is_current: bool = False
-    """Whether the stream has sent all changes from before it was opened."""
-    keeps_others: bool = False
-    """Whether the subscriber says that it has clusters of sources that were not shown to it before."""
-
-
 class AwaitedRelease(msgspec.Struct, frozen=True):
     """A subscriber that a draining cluster waits for."""
 
@@ -85,82 +51,6 @@ class AwaitedRelease(msgspec.Struct, frozen=True):
     connected: bool
     since: float | None
     """When the subscriber connected or disconnected, on the steady clock; None if it is not remembered."""
-
-
-class _Subscriber(msgspec.Struct):
-    streams: list[Subscription]
-    last: Subscription
-    """The stream that was opened or closed most recently."""
-    since: float
-    owned_at: float
-    """When its ownership may have been renewed last, unless it is told of ends."""
-    is_leaving: bool = False
-    """The subscriber ended its subscription, but its last stream is still open."""
-    may_keep_others: bool = False
-    """Whether it may own clusters that it was not shown in this run: it was there soon after the daemon's start, and no
-    stream has told it of all ends since."""
-    kept_at: float = -math.inf
-    """When its ownership may have been renewed last while it had such clusters."""
-    told_by: float = math.inf
-    """Until when the ownership of such clusters is renewed, once clusters move and no stream has told of their end."""
-    former: ClusterView | None = None
-    """What it may have seen by another filter, or other rights, until a stream told it of the end of that."""
-    ended: Subscription | None = None
-    """A stream that ended beside streams with other views, which tell nothing of what it has shown, until one with its
-    view is opened or the ownership has ended. It is never current. For several, one that shows what they did."""
-
-    @property
-    def shown(self) -> list[Subscription]:
-        """The streams that determine what it may work in."""
-        streams = self.streams or [self.last]
-        return streams if self.ended is None else [*streams, self.ended]
-
-    @property
-    def is_current(self) -> bool:
-        """Whether it has streams, each of which has sent all changes from before."""
-        return bool(self.streams) and all(stream.is_current for stream in self.shown)
-
-    @property
-    def is_told(self) -> bool:
-        """Whether its streams have told it of all ends, so that its renewals are not recorded."""
-        return self.is_current and not self.keeps_others
-
-    @property
-    def keeps_others(self) -> bool:
-        return self.may_keep_others and any(stream.keeps_others for stream in self.shown)
-
-    @property
-    def is_catching_up(self) -> bool:
-        """Whether it has to be told of ends before clusters move: none does while one keeps others."""
-        waits = self.may_keep_others and self.kept_at >= self.owned_at
-        return not all(stream.is_current or (waits and stream.keeps_others) for stream in self.shown)
-
-    @property
-    def drains_per_step(self) -> int:
-        """How many drains are compared with the streams in one step."""
-        streams = self.shown
-        return max(1, min(stream.view.records_per_step for stream in streams) // len(streams))
-
-    def sees(self, cluster: Cluster) -> bool:
-        if self.is_leaving:
-            return False
-        is_seen = any(stream.view.matches(cluster) for stream in self.shown)
-        return is_seen or (self.former is not None and self.former.matches(cluster))
-
-    def change_view(self, before: ClusterView, view: ClusterView) -> None:
-        """Record that the view changed. Until it is told of that, it may work in what it saw before."""
-        if not self.is_told and before.fingerprint != view.fingerprint:
-            self.former = _either(self.former, before)
-
-    def end_beside(self, subscription: Subscription) -> None:
-        """Record that a stream ended, while others go on."""
-        view, size, former = subscription.view, subscription.filter_bytes, self.ended
-        if any(stream.view.fingerprint == view.fingerprint for stream in self.streams):
-            return
-        if former is not None and former.view.fingerprint != view.fingerprint:
-            view, size = _either(former.view, view), 0
-        keeps_others = subscription.keeps_others or (former is not None and former.keeps_others)
-        self.ended = Subscription(subscription.key, subscription.label, view, size, keeps_others=keeps_others)
 
 
 class _Drain(msgspec.Struct):
@@ -189,11 +79,11 @@ class PendingReleases:
         self._deadlines: list[tuple[float, str]] = []
         """A heap of (deadline, name). An entry whose drain has ended, or has a different deadline now, is stale and
         skipped."""
-        self._subscribers: dict[SubscriberKey, _Subscriber] = {}
+        self._subscribers: dict[SubscriberKey, Subscriber] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
-        self._behind: dict[SubscriberKey, _Subscriber] = {}
-        """Subscribers with streams, one of which is not current."""
+        self._untold: dict[SubscriberKey, Subscriber] = {}
+        """Subscribers that may work in clusters of whose end no stream has told them."""
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
         self._unreached: dict[str, float] = {}
@@ -229,36 +119,33 @@ class PendingReleases:
         those that have begun wait, and yields between steps."""
         key = subscription.key
         self._recall(key)
-        subscriber = self._subscribers.get(key)
+        is_young, subscriber = now < self.began_at + OWNED_S, self._subscribers.get(key)
+        may_keep_others = is_young and (subscriber is None or bool(subscriber.streams))
         if subscriber is None:
-            self._subscribers[key] = subscriber = _Subscriber([], subscription, now, now)
-            subscriber.may_keep_others, subscriber.kept_at = now < self.began_at + OWNED_S, now
-            self._continue(subscriber, now)
-        elif not subscriber.streams:
-            subscriber.since = now
-            subscriber.may_keep_others = subscriber.keeps_others and now < subscriber.kept_at + OWNED_S
-            subscription.keeps_others |= subscriber.may_keep_others
-        else:
-            if subscriber.is_told:  # its renewals were not recorded, and the other stream may be dead
-                subscriber.may_keep_others = subscriber.keeps_others or now < self.began_at + OWNED_S
-                subscriber.owned_at = subscriber.kept_at = now
-            subscription.keeps_others |= subscriber.keeps_others
-        if (ended := subscriber.ended) is not None and ended.view.fingerprint == subscription.view.fingerprint:
-            subscriber.ended = None
-        if not subscriber.streams:
-            subscriber.owned_at = now  # perhaps it was renewed without a name
-        before = subscriber.last.view
-        subscriber.streams.append(subscription)
-        if self.is_sharded:
-            subscriber.change_view(before, subscription.view)
-        self._behind[key] = subscriber
+            subscriber = Subscriber(subscription.label, now, now, now)
+            forgotten = self._subscribers.get(_forgotten_of(key.caller))
+            if forgotten is not None and forgotten.may_own(now):  # it may be one of those
+                subscriber = forgotten.represent(None)
+                subscriber.kept_at = now if is_young else forgotten.kept_at
+            self._subscribers[key] = subscriber
+        subscriber.open(subscription, now, may_keep_others=may_keep_others)
+        self._note(key)
         self._streams += 1
         self._limit_steps()
-        subscriber.last, subscriber.is_leaving = subscription, False
         return self._expect(subscriber, subscription, [*self._drains])
 
+    def _note(self, key: SubscriberKey) -> None:
+        """Note whether a subscriber may work in clusters of whose end no stream has told it, after a change of that."""
+        subscriber = self._subscribers[key]
+        if not self.is_sharded:
+            subscriber.forget_former()
+        if subscriber.is_told:
+            self._untold.pop(key, None)
+        else:
+            self._untold[key] = subscriber
+
     def _expect(
-        self, subscriber: _Subscriber, subscription: Subscription, names: Sequence[str]
+        self, subscriber: Subscriber, subscription: Subscription, names: Sequence[str]
     ) -> Generator[None, None, None]:
         key, step = subscription.key, subscription.view.records_per_step
         for start in range(0, len(names), step):
@@ -280,98 +167,57 @@ class PendingReleases:
         """Remove a stream. Drains still wait for its subscriber, unless the subscriber ended its subscription."""
         key = subscription.key
         subscriber = self._subscribers[key]
-        if subscriber.is_told:
-            subscriber.owned_at = subscriber.kept_at = now
-        subscriber.streams.remove(subscription)
+        subscriber.close(subscription, now)
+        self._note(key)
         self._streams -= 1
         self._limit_steps()
-        subscriber.last = subscription
         if subscriber.streams:
-            if self.is_sharded:
-                subscriber.end_beside(subscription)
-            self._behind[key] = subscriber
-            self._note_told(key)
             return
-        self._behind.pop(key, None)
         if subscriber.is_leaving:
             self._forget(key)
             return
-        subscriber.since = now
         gone = self._gone.setdefault(key.caller, {})
-        gone[key] = sum(stream.filter_bytes for stream in subscriber.shown)
+        gone[key] = subscriber.left.filter_bytes
         while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
             oldest = next(iter(gone))
             forgotten = self._subscribers[oldest]
             self._forget(oldest)
-            if self.is_sharded and forgotten.owned_at + OWNED_S > now:
-                gone = self._represent(forgotten, now)
+            if self.is_sharded and forgotten.may_own(now):
+                gone = self._represent(oldest.caller, forgotten, now)
 
-    def _represent(self, forgotten: _Subscriber, now: float) -> dict[SubscriberKey, int]:
-        """Remember, in place of the subscribers of a caller that are forgotten early, one that sees what each of them
-        may have seen. Return those of the caller without a stream."""
-        key = _forgotten_of(forgotten.last.key.caller)
-        view = _either(forgotten.former, forgotten.last.view)
-        if forgotten.ended is not None:
-            view = _either(view, forgotten.ended.view)
-        represented = [forgotten]
-        if (other := self._subscribers.get(key)) is not None:
-            represented.append(other)
-            view = _either(view, other.last.view)
-            self._recall(key)
-        last = Subscription(key, forgotten.last.label, view, keeps_others=True)
-        self._subscribers[key] = _Subscriber([], last, now, max(one.owned_at for one in represented))
-        if keeping := [one for one in represented if one.keeps_others]:
-            both = self._subscribers[key]
-            both.may_keep_others, both.kept_at = True, max(one.kept_at for one in keeping)
-            both.told_by = min(one.told_by for one in keeping)
+    def _represent(self, caller: str, forgotten: Subscriber, now: float) -> dict[SubscriberKey, int]:
+        """Remember, in place of the subscribers of a caller that are forgotten early, one that may work in what each of
+        them may. Return those of the caller without a stream."""
+        key = _forgotten_of(caller)
+        self._recall(key)
+        self._subscribers[key] = forgotten.represent(self._subscribers.get(key))
+        self._note(key)
         self._limit_steps()
-        gone = self._gone.setdefault(key.caller, {})
+        gone = self._gone.setdefault(caller, {})
         gone[key] = 0
         return gone
-
-    def _continue(self, subscriber: _Subscriber, now: float) -> None:
-        """Let a subscriber that is not known be one of those of its caller that were forgotten early."""
-        subscription, forgotten = subscriber.last, self._subscribers.get(_forgotten_of(subscriber.last.key.caller))
-        if forgotten is None or now >= forgotten.owned_at + OWNED_S:
-            return
-        subscriber.last = forgotten.last
-        if forgotten.keeps_others and now < forgotten.kept_at + OWNED_S:
-            subscription.keeps_others = subscriber.may_keep_others = True
-            subscriber.kept_at = now if now < self.began_at + OWNED_S else forgotten.kept_at
-            subscriber.told_by = forgotten.told_by
 
     def await_sources(self, subscription: Subscription, *, keeps_others: bool) -> None:
         """Record whether a stream waits for sources: see `Subscription.keeps_others`. Until it is current, its
         subscriber keeps what it kept before."""
-        subscription.keeps_others = keeps_others or (subscription.keeps_others and not subscription.is_current)
-        self._note_told(subscription.key)
+        if subscription.is_current:
+            self.note_current(subscription, keeps_others=keeps_others)
 
     def note_current(self, subscription: Subscription, *, keeps_others: bool = False) -> None:
         """Record that a stream has sent all changes from before, of the sources that it does not wait for."""
-        subscription.is_current, subscription.keeps_others = True, keeps_others
-        self._note_told(subscription.key)
+        self._subscribers[subscription.key].tell(subscription, keeps_others=keeps_others)
+        self._note(subscription.key)
 
     def note_behind(self, subscription: Subscription, now: float) -> None:
         """Record that a stream has to send changes from before."""
-        if (subscriber := self._subscribers[subscription.key]).is_told:
-            subscriber.owned_at = subscriber.kept_at = now
-        subscription.is_current = False
-        self._behind[subscription.key] = subscriber
-
-    def _note_told(self, key: SubscriberKey) -> None:
-        subscriber = self._subscribers[key]
-        if subscriber.is_current:
-            subscriber.former = None
-        if subscriber.is_told:
-            subscriber.told_by = math.inf
-            self._behind.pop(key, None)
+        self._subscribers[subscription.key].fall_behind(subscription, now)
+        self._note(subscription.key)
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> Iterator[list[str]]:
         """Apply a change of the caller's authorization rules. The result compares the drains with the subscriber in
         steps, and yields the names of those that waited only for it."""
-        if self.is_sharded:
-            self._subscribers[subscription.key].change_view(subscription.view, view)
-        subscription.view = view
+        self._subscribers[subscription.key].change_view(subscription, view)
+        self._note(subscription.key)
         return self._lose(subscription.key)
 
     def _lose(self, key: SubscriberKey) -> Iterator[list[str]]:
@@ -397,59 +243,39 @@ class PendingReleases:
         `nothing_moves`: whether no cluster moves because of a source whose list is awaited.
         """
         if not key.name:
-            behind = [one for other, one in self._behind.items() if other.caller == key.caller]
-            if any(one.is_catching_up for one in behind) and self.unreached(now):
+            behind = [one for other, one in self._untold.items() if other.caller == key.caller and one.streams]
+            if any(one.may_lose(now) for one in behind) and self.unreached(now):
                 return False  # what has ended may still be on its way to it
             for one in behind:
                 one.owned_at = now
             return True
         if not self.is_connected(key):
             return False
-        subscriber = self._subscribers[key]
-        if subscriber.ended is not None and now >= subscriber.owned_at + OWNED_S:
-            subscriber.ended = None
-            self._note_told(key)
-        if subscriber.keeps_others:
-            # No cluster moves, but for no longer than its client may take to read what a large fleet has.
-            subscriber.told_by = math.inf if nothing_moves else min(subscriber.told_by, now + OWNED_S)
-            if not nothing_moves and now >= min(subscriber.told_by, subscriber.kept_at + OWNED_S):
-                return False
-        elif not subscriber.is_current and self.unreached(now):
-            return False
-        if not subscriber.is_told:
-            subscriber.owned_at = subscriber.kept_at = now
-        return True
+        if (subscriber := self._subscribers[key]).is_told:
+            return True
+        may_renew = subscriber.renew(now, has_lost=bool(self.unreached(now)), nothing_moves=nothing_moves)
+        self._note(key)
+        return may_renew
 
     def may_keep_others(self, now: float) -> bool:
         """Return whether a subscriber may work in clusters that ended, or that other members own now, without a message
         to it: of an earlier run, or that ended while it waited for a source."""
-        others = chain(self._behind.values(), self._without_stream().values())
-        return any(one.keeps_others and one.kept_at + OWNED_S > now for one in others)
+        return any(one.may_keep_others(now) for one in self._untold.values())
 
     def note_unreached(self, cluster: Cluster, now: float) -> None:
         """Record the end of a cluster that subscribers without a stream are not told."""
-        self._note(cluster.target.name, now, lambda untold: untold.sees(cluster))
+        self._lost(cluster.target.name, now, lambda untold: untold.untold.sees(cluster))
 
     def note_change(self, before: Cluster, cluster: Cluster, now: float) -> None:
         """Record a change of a cluster, which ends for the subscribers whose view it leaves."""
-        self._note(cluster.target.name, now, lambda untold: untold.sees(before) and not untold.sees(cluster))
+        name = cluster.target.name
+        self._lost(name, now, lambda untold: untold.untold.sees(before) and not untold.sees(cluster))
 
-    def _note(self, name: str, now: float, has_lost: Callable[[_Subscriber], bool]) -> None:
-        untold = self._untold(now)
+    def _lost(self, name: str, now: float, has_lost: Callable[[Subscriber], bool]) -> None:
+        untold = [one for one in self._untold.values() if one.may_lose(now)]
         self.compared += bool(untold)
-        if (owned_at := max((one.owned_at for one in untold.values() if has_lost(one)), default=None)) is not None:
+        if (owned_at := max((one.owned_at for one in untold if has_lost(one)), default=None)) is not None:
             self._unreached[name] = max(owned_at + OWNED_S, self._unreached.get(name, 0.0))
-
-    def _untold(self, now: float) -> dict[SubscriberKey, _Subscriber]:
-        """Return the subscribers that are not told at present that a cluster ends, and whose ownership may not have
-        ended."""
-        if not self._gone and not self._behind:
-            return {}
-        behind = {key: one for key, one in self._behind.items() if one.is_catching_up}
-        return {key: one for key, one in (self._without_stream() | behind).items() if one.owned_at + OWNED_S > now}
-
-    def _without_stream(self) -> dict[SubscriberKey, _Subscriber]:
-        return {key: self._subscribers[key] for keys in self._gone.values() for key in keys}
 
     def unreached(self, now: float) -> Iterable[str]:
         """Return the clusters that have ended, and in which a subscriber of a shard group may work on: it had no stream
@@ -547,7 +373,7 @@ class PendingReleases:
         awaited = []
         for key in self.unreleased(name):
             subscriber = self._subscribers.get(key)
-            label, since = ("", None) if subscriber is None else (subscriber.last.label, subscriber.since)
+            label, since = ("", None) if subscriber is None else (subscriber.label, subscriber.since)
             awaited.append(AwaitedRelease(key, label, self.is_connected(key), since))
         return sorted(awaited, key=lambda release: (release.key.name, release.key.caller))
 
@@ -565,7 +391,7 @@ class PendingReleases:
         """Return the names of the draining clusters whose deadline has passed. Those that move become `unreached` if a
         subscriber that is not told of it, and has not released them, may work in them."""
         due = {name: drain for name, drain in self._drains.items() if drain.until <= now}
-        untold = self._untold(now)
+        untold = {key: one for key, one in self._untold.items() if one.may_lose(now)}
         owning = {self._numbered.find(key): one.owned_at for key, one in untold.items()}
         for key in self._numbered if untold else ():
             if key not in self._subscribers and (forgotten := untold.get(_forgotten_of(key.caller))) is not None:
@@ -615,6 +441,7 @@ class PendingReleases:
     def _forget(self, key: SubscriberKey) -> None:
         self._recall(key)
         del self._subscribers[key]
+        self._untold.pop(key, None)
         self._limit_steps()
         bit = self._numbered.find(key)
         if bit and not any(drain.expected & bit for drain in self._drains.values()):

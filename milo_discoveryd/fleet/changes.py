@@ -10,7 +10,8 @@ from typing import Protocol
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.engagement.claims import Claimant, FleetEngagements
 from milo_discoveryd.engagement.engagement import ClusterStates
-from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
+from milo_discoveryd.engagement.pending_releases import PendingReleases
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
 from milo_discoveryd.log.events import Event, EventType

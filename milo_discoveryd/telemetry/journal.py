@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from datetime import datetime
 from heapq import nsmallest
 
-from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.engagement.subscriber import SubscriberKey
 from milo_discoveryd.fleet.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.logger import log

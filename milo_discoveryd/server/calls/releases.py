@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.engagement import ClusterRecord
-from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
+from milo_discoveryd.engagement.pending_releases import PendingReleases
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.rights.caller_selector import caller_key, quota_keys

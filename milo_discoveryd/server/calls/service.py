@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.engagement.engagement import ClusterRecord
-from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.engagement.subscriber import SubscriberKey
 from milo_discoveryd.fleet.changes import steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource

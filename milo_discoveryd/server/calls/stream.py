@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 import msgspec
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.engagement.pending_releases import Subscription
+from milo_discoveryd.engagement.subscriber import Subscription
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.engagement.pending_releases import OWNED_S
+from milo_discoveryd.engagement.subscriber import OWNED_S
 from milo_discoveryd.fleet.changes import steady_now
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_notifier import ReadingTurns
@@ -220,10 +220,10 @@ async def test_no_cluster_of_a_source_that_is_listed_moves_before_a_stream_that_
     async with harness.subscriber(**OF_AN_EARLIER_RUN, accepts_pending_sources=True) as mine:
         await mine.until_synced()
         (subscriber,) = harness.fleet.releases._subscribers.values()
-        await eventually(lambda: subscriber.is_current)
+        await eventually(lambda: not subscriber.untold.views)
         sent = hold_batches(monkeypatch)
         listing(eu, ready("eu#beta"))
-        await eventually(lambda: not subscriber.is_current)
+        await eventually(lambda: subscriber.untold.views)
         assert assignment.lost() is None
         sent.set()
         await mine.until_synced()

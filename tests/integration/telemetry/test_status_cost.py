@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.engagement.engagement import ClusterRecord
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.change_log import ChangeLog, Retention

@@ -14,7 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import RequestingDaemon
 from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, TokenRequestIssuer
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
-from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.engagement.subscriber import SubscriberKey
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource, SourcePolicy
 from milo_discoveryd.identity.caller import Caller

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.engagement.subscriber import SubscriberKey
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.rights.caller_selector import caller_key

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from random import Random
 
-from milo_discoveryd.engagement.pending_releases import OWNED_S
+from milo_discoveryd.engagement.subscriber import OWNED_S
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.sharding import rendezvous

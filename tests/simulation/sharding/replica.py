@@ -10,7 +10,7 @@ from typing import Protocol
 from milo_discovery.model import Cluster as ClientCluster
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.engagement.subscriber import SubscriberKey
 from milo_discoveryd.fleet.changes import STEP_S
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.log.events import Event, EventType

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.engagement.engagement import ClusterRecord, Engagements
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target

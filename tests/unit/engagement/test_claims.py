@@ -13,7 +13,7 @@ from milo_discoveryd.engagement import engagement as module
 from milo_discoveryd.engagement.claims import Claimant, FleetEngagements, ValueClaim, ValueClaims, address
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DeclaredTarget, DisengageReason, FileTarget, Target

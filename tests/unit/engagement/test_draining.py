@@ -5,7 +5,7 @@ import pytest
 
 from milo_discoveryd.engagement import engagement
 from milo_discoveryd.engagement.engagement import Engagements
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import EVERYTHING, Filter

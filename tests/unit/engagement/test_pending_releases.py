@@ -7,15 +7,13 @@ import pytest
 
 from milo_discoveryd.engagement.pending_releases import (
     COMPARED_PER_STEP,
-    OWNED_S,
     REMEMBERED_EACH,
     REMEMBERED_FILTER_BYTES,
     REMEMBERED_S,
     RETURNING,
     PendingReleases,
-    SubscriberKey,
-    Subscription,
 )
+from milo_discoveryd.engagement.subscriber import OWNED_S, SubscriberKey, Subscription
 from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
 from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope, scoped
@@ -295,7 +293,7 @@ def test_ownership_is_not_renewed_before_a_stream_told_its_subscriber_what_ended
     finish(releases.open(again := stream(is_current=False), 3.0))
     assert not releases.may_renew(ONE, 3.0)
     assert releases.may_renew(ONE, 1.0 + OWNED_S), "no other member has waited for it"
-    again.is_current = True
+    releases.note_current(again)
     assert releases.may_renew(ONE, 3.0)
 
 
@@ -329,7 +327,7 @@ def test_what_ends_before_a_stream_is_current_is_kept_until_the_ownership_that_w
     releases.note_unreached(cluster("a"), 4.0)
     assert [*releases.unreached(2.9 + OWNED_S)] == ["a"]
     assert not releases.unreached(3.0 + OWNED_S)
-    again.is_current = True
+    releases.note_current(again)
     releases.note_unreached(cluster("a"), 40.0)
     assert not releases.unreached(40.0), "it is told"
 
@@ -339,7 +337,7 @@ def test_stream_that_is_opened_beside_another_one_does_not_tell_yet_as_the_other
     finish(releases.open(again := stream(is_current=False), 50.0))
     releases.note_unreached(cluster("a"), 51.0)
     assert not releases.may_renew(ONE, 51.0)
-    again.is_current = True
+    releases.note_current(again)
     assert releases.may_renew(ONE, 51.0)
     assert [*releases.unreached(49.9 + OWNED_S)] == ["a"]
     assert not releases.unreached(50.0 + OWNED_S)
@@ -431,8 +429,7 @@ def test_end_counts_for_a_stream_that_keeps_nothing_beside_one_that_does() -> No
     releases.note_current(of := waiting(releases))
     releases.note_unreached(cluster("b"), 1.0)
     shown(releases, of)
-    assert not releases.may_keep_others(1.0)
-    assert [*releases.unreached(1.0)] == ["b"]
+    assert releases.may_keep_others(1.0)
 
 
 def test_subscriber_that_has_stopped_before_it_connects_keeps_nothing() -> None:
@@ -660,6 +657,23 @@ def test_stream_tells_nothing_of_the_clusters_of_another_one_that_broke_before_t
     assert not releases.unreached(50.0)
 
 
+def test_first_of_two_streams_that_is_back_tells_nothing_of_the_clusters_of_the_other_one() -> None:
+    releases, (of, other) = beside("a", "b")
+    for each in (of, other):
+        releases.close(each, 5.0)
+    finish(releases.open(again := stream(view=of.view, is_current=False), 6.0))
+    releases.note_current(again)
+    for name in "abc":
+        assert releases.begin_drain(cluster(name), 100.0, 7.0, moves=True) is (name != "c")
+        releases.note_unreached(cluster(name), 7.0)
+    assert [*releases.unreached(7.0)] == ["b"]
+    assert not releases.may_renew(ONE, 7.0), "the streams may be of one client, which works in both"
+    finish(releases.open(again := stream(view=other.view, is_current=False), 8.0))
+    releases.note_current(again)
+    assert releases.may_renew(ONE, 8.0)
+    assert not releases.begin_drain(cluster("d"), 100.0, 8.0, moves=True)
+
+
 def test_several_streams_that_broke_beside_another_one_may_have_shown_what_the_caller_may_see() -> None:
     releases, (of, *others) = beside("a", "b", "c")
     for other in others:
@@ -671,7 +685,7 @@ def test_several_streams_that_broke_beside_another_one_may_have_shown_what_the_c
     releases.close(of, 9.0)
     assert releases.begin_drain(cluster("c"), 10.0, 10.0)
     assert releases.knows(ONE)
-    finish(releases.open(other := stream(TWO, NARROW, REMEMBERED_FILTER_BYTES), 11.0))
+    finish(releases.open(other := stream(TWO, NARROW, REMEMBERED_FILTER_BYTES + 1), 11.0))
     releases.close(other, 11.0)
     assert not releases.knows(ONE)
     releases.note_unreached(cluster("c"), 12.0)
@@ -745,13 +759,15 @@ def test_subscriber_that_was_forgotten_early_and_returns_may_work_on_in_what_it_
     of.filter_bytes = REMEMBERED_FILTER_BYTES + 1
     releases.close(of, 41.0)
     assert not releases.knows(ONE)
-    finish(releases.open(again := stream(view=NARROW, is_current=False), opened_at))
+    finish(releases.open(stream(view=NARROW, is_current=False), opened_at))
     is_owner = opened_at < 40.0 + OWNED_S
-    assert again.keeps_others is is_owner
+    assert releases._subscribers[ONE].keeps_others is is_owner
     if is_owner:
         assert releases.may_renew(ONE, 60.0)
     releases.note_unreached(cluster("a"), opened_at + 11.0)
     assert releases.may_keep_others(opened_at + 11.0) is is_owner
+    releases.may_renew(SubscriberKey("caller", ""), opened_at + 11.0)
+    releases.note_unreached(cluster("a"), opened_at + 11.0)
     assert [*releases.unreached(opened_at + 11.0)] == (["a"] if is_owner else [])
 
 
@@ -785,8 +801,9 @@ def test_drain_that_began_before_its_subscriber_was_forgotten_early_is_unreached
 def test_many_subscribers_that_are_forgotten_early_are_remembered_as_one() -> None:
     releases = sharded()
     for number in range(3 * REMEMBERED_EACH):
-        finish(releases.open(of := stream(SubscriberKey("caller", str(number)), is_current=False), 0.0))
-        releases.await_sources(of, keeps_others=number == 0)
+        of = stream(SubscriberKey("caller", str(number)), is_current=False)
+        of.keeps_others = number == 0
+        finish(releases.open(of, 0.0))
         releases.close(of, 1.0)
     assert len(releases._subscribers) <= REMEMBERED_EACH + 1
     assert releases.may_keep_others(-0.1 + OWNED_S)

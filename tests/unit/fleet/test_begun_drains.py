@@ -3,7 +3,8 @@
 import pytest
 
 from milo_discoveryd.engagement.not_ready import SETTLE_S, NotReadyClusters
-from milo_discoveryd.engagement.pending_releases import COMPARED_PER_STEP, SubscriberKey, Subscription
+from milo_discoveryd.engagement.pending_releases import COMPARED_PER_STEP
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.fleet.changes import STEP_S, steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource

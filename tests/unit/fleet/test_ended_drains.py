@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.fleet.changes import RETRY_S, STEP_S, steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource

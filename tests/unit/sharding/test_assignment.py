@@ -10,7 +10,7 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
-from milo_discoveryd.engagement.pending_releases import OWNED_S, SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import OWNED_S, SubscriberKey, Subscription
 from milo_discoveryd.fleet import changes
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import Event, EventType

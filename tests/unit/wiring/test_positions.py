@@ -2,7 +2,7 @@
 
 import msgspec
 
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.engagement.engagement import Engagements
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import SubscriberKey, Subscription
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.rights.caller_selector import caller_key
