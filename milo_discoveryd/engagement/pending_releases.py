@@ -20,7 +20,7 @@ from itertools import islice
 import msgspec
 
 from milo_discoveryd.engagement.numbered_sets import NumberedSets
-from milo_discoveryd.engagement.subscriber import OWNED_S, Subscriber, SubscriberKey, Subscription
+from milo_discoveryd.engagement.subscriber import OWNED_S, SubscriberKey, SubscriberState, Subscription
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
 
@@ -79,10 +79,10 @@ class PendingReleases:
         self._deadlines: list[tuple[float, str]] = []
         """A heap of (deadline, name). An entry whose drain has ended, or has a different deadline now, is stale and
         skipped."""
-        self._subscribers: dict[SubscriberKey, Subscriber] = {}
+        self._subscribers: dict[SubscriberKey, SubscriberState] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
-        self._untold: dict[SubscriberKey, Subscriber] = {}
+        self._untold: dict[SubscriberKey, SubscriberState] = {}
         """Subscribers that may work in clusters of whose end no stream has told them."""
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
@@ -122,7 +122,7 @@ class PendingReleases:
         is_young, subscriber = now < self.began_at + OWNED_S, self._subscribers.get(key)
         may_keep_others = is_young and (subscriber is None or bool(subscriber.streams))
         if subscriber is None:
-            subscriber = Subscriber(subscription.label, now, now, now)
+            subscriber = SubscriberState(subscription.label, now, now, now)
             forgotten = self._subscribers.get(_forgotten_of(key.caller))
             if forgotten is not None and forgotten.may_own(now):  # it may be one of those
                 subscriber = forgotten.represent(None)
@@ -145,7 +145,7 @@ class PendingReleases:
             self._untold[key] = subscriber
 
     def _expect(
-        self, subscriber: Subscriber, subscription: Subscription, names: Sequence[str]
+        self, subscriber: SubscriberState, subscription: Subscription, names: Sequence[str]
     ) -> Generator[None, None, None]:
         key, step = subscription.key, subscription.view.records_per_step
         for start in range(0, len(names), step):
@@ -185,7 +185,7 @@ class PendingReleases:
             if self.is_sharded and forgotten.may_own(now):
                 gone = self._represent(oldest.caller, forgotten, now)
 
-    def _represent(self, caller: str, forgotten: Subscriber, now: float) -> dict[SubscriberKey, int]:
+    def _represent(self, caller: str, forgotten: SubscriberState, now: float) -> dict[SubscriberKey, int]:
         """Remember, in place of the subscribers of a caller that are forgotten early, one that may work in what each of
         them may. Return those of the caller without a stream."""
         key = _forgotten_of(caller)
@@ -271,7 +271,7 @@ class PendingReleases:
         name = cluster.target.name
         self._lost(name, now, lambda untold: untold.untold.sees(before) and not untold.sees(cluster))
 
-    def _lost(self, name: str, now: float, has_lost: Callable[[Subscriber], bool]) -> None:
+    def _lost(self, name: str, now: float, has_lost: Callable[[SubscriberState], bool]) -> None:
         untold = [one for one in self._untold.values() if one.may_lose(now)]
         self.compared += bool(untold)
         if (owned_at := max((one.owned_at for one in untold if has_lost(one)), default=None)) is not None:

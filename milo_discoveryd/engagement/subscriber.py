@@ -1,9 +1,9 @@
 """What a subscriber that confirms releases may work in: without I/O, and without the clusters themselves.
 
 A stream that has sent all changes from before it was opened tells its subscriber of each end. What a subscriber may
-work in without having been told of the end is computed in one place, `Subscriber.untold`, of what each of its streams
-has not told yet, and of what streams have left that ended. In a shard group, no other member engages that before the
-ownership has ended, which is not renewed then.
+work in without having been told of the end is computed in one place, `SubscriberState.untold`, of what each of its
+streams has not told yet, and of what streams have left that ended. In a shard group, no other member engages that
+before the ownership has ended, which is not renewed then.
 """
 
 import math
@@ -33,7 +33,7 @@ class SubscriberKey(msgspec.Struct, frozen=True):
     """The name that the subscriber chose."""
 
 
-class Held(msgspec.Struct, frozen=True):
+class ShownClusters(msgspec.Struct, frozen=True):
     """Clusters that streams have shown, in which a subscriber may work."""
 
     views: tuple[ClusterView, ...] = ()
@@ -41,30 +41,30 @@ class Held(msgspec.Struct, frozen=True):
     filter_bytes: int = 0
     """Total size of the filters of the views."""
 
-    def __or__(self, other: "Held") -> "Held":
+    def __or__(self, other: "ShownClusters") -> "ShownClusters":
         if not (more := tuple(view for view in other.views if not self.has(view))):
             return self
-        either = Held(self.views + more, self.filter_bytes + other.filter_bytes)
+        either = ShownClusters(self.views + more, self.filter_bytes + other.filter_bytes)
         return either if len(either.views) <= MOST_VIEWS else either.unfiltered
 
     @property
-    def unfiltered(self) -> "Held":
+    def unfiltered(self) -> "ShownClusters":
         """The same, or more, without filters, which takes no memory that a subscriber determines."""
         views = {view.fingerprint: view for view in (view.unfiltered for view in self.views)}
-        return Held(tuple(views.values()) if len(views) <= 1 else (_ALL,))
+        return ShownClusters(tuple(views.values()) if len(views) <= 1 else (_ALL,))
 
     def has(self, view: ClusterView) -> bool:
         return any(each.fingerprint == view.fingerprint for each in self.views)
 
-    def without(self, view: ClusterView) -> "Held":
+    def without(self, view: ClusterView) -> "ShownClusters":
         views = tuple(each for each in self.views if each.fingerprint != view.fingerprint)
-        return Held(views, self.filter_bytes) if views else NOTHING
+        return ShownClusters(views, self.filter_bytes) if views else NOTHING
 
     def sees(self, cluster: Cluster) -> bool:
         return any(view.matches(cluster) for view in self.views)
 
 
-NOTHING = Held()
+NOTHING = ShownClusters()
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -79,19 +79,19 @@ class Subscription(msgspec.Struct, eq=False):
     """Whether the stream has sent all changes from before it was opened."""
     keeps_others: bool = False
     """Whether the subscriber says that it has clusters of sources that were not shown to it yet."""
-    former: Held = NOTHING
+    former: ShownClusters = NOTHING
     """Of what else it tells, until it is current: what it, or streams before it, showed by other filters or rights."""
 
     @property
-    def shown(self) -> Held:
-        return Held((self.view,), self.filter_bytes)
+    def shown(self) -> ShownClusters:
+        return ShownClusters((self.view,), self.filter_bytes)
 
     @property
-    def untold(self) -> Held:
+    def untold(self) -> ShownClusters:
         return NOTHING if self.is_current else self.shown | self.former
 
 
-class Subscriber(msgspec.Struct):
+class SubscriberState(msgspec.Struct):
     label: str
     since: float
     """When it connected or disconnected."""
@@ -106,9 +106,9 @@ class Subscriber(msgspec.Struct):
     is_leaving: bool = False
     """The subscriber ended its subscription, but its last stream is still open."""
     streams: list[Subscription] = msgspec.field(default_factory=list)
-    left: Held = NOTHING
+    left: ShownClusters = NOTHING
     """What streams have shown that ended, and of which no present stream tells."""
-    untold: Held = NOTHING
+    untold: ShownClusters = NOTHING
     """The clusters of this run in which it may work without having been told of their end."""
 
     @property
@@ -217,11 +217,11 @@ class Subscriber(msgspec.Struct):
 
     # --- subscribers that are forgotten early ---
 
-    def represent(self, other: "Subscriber | None") -> "Subscriber":
+    def represent(self, other: "SubscriberState | None") -> "SubscriberState":
         """Return one without a stream that may work in what either may."""
         both = [self] if other is None else [self, other]
         keeping = [one for one in both if one.keeps_others] or both
         owned_at, kept_at = max(one.owned_at for one in both), max(one.kept_at for one in keeping)
         held = reduce(or_, (one.left for one in both)).unfiltered
         told_by, keeps_others = min(one.told_by for one in keeping), any(one.keeps_others for one in both)
-        return Subscriber(self.label, self.since, owned_at, kept_at, keeps_others, told_by, left=held, untold=held)
+        return SubscriberState(self.label, self.since, owned_at, kept_at, keeps_others, told_by, left=held, untold=held)

@@ -126,7 +126,7 @@ _HANGING = 10
 _SKIPPED_KEPT = 100
 
 
-class _Turns:
+class _FirstReads:
     """The deletions whose first read is due, or will be at a set time. Tenants take turns: a round has one read of
     each, since one tenant can delete more objects than are read in the same time. Objects without a known tenant share
     the turns of one.
@@ -215,7 +215,7 @@ class PendingDeletions:
         self._backoff = backoff or Backoff()
         self.doubted = DoubtedObjects()
         """The deletions that await confirmation, and the refuted ones that are to be checked again, by name."""
-        self._due = _Turns()
+        self._due = _FirstReads()
         self._retries_due: list[_Entry] = []
         """A heap of deletions whose reads failed, by the time of the retry."""
         self._retries_ready: list[_Entry] = []

@@ -202,7 +202,7 @@ OTHERS = {
     "clients/python/src/milo_discovery/leader_election.py: self._renew_until_lost": _AWAITED,
     "clients/python/src/milo_discovery/leader_election.py: self._claim": _AWAITED,
     "clients/python/src/milo_discovery/testing/waiting.py: called": _AWAITED,
-    "clients/python/src/milo_discovery/watch.py: run_in_thread": _WHOLE,
+    "clients/python/src/milo_discovery/watch.py: _in_thread": _WHOLE,
     "controllers/src/milo_controllers/app.py: controllers.run": _GROUP,
     "controllers/src/milo_controllers/app.py: signaled.wait": _WHOLE,
     "controllers/src/milo_controllers/app.py: controllers.failed": _WHOLE,

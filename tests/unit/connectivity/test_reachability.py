@@ -234,6 +234,17 @@ def test_unreachable_host_has_one_probe_at_a_time_while_those_end_that_were_sent
     assert driver.due() == []
 
 
+def test_tenant_whose_last_host_is_gone_leaves_its_turn() -> None:
+    driver = ScheduleDriver(msgspec.structs.replace(POLICY, rate_per_s=1.0, host_rate_per_s=1.0))
+    for tenant in "ab":
+        for number in range(2):
+            driver.schedule.watch(f"{tenant}-{number}", f"{tenant}-{number}", 1, driver.now, tenant)
+    assert [probe.name for probe in driver.due()] == ["a-0", "b-0"]
+    driver.schedule.forget("b-1")
+    driver.now += 2.0
+    assert [probe.name for probe in driver.due()] == ["a-1"]
+
+
 def test_tenants_with_hosts_of_their_own_take_turns() -> None:
     """One with 9,000 hosts delayed the first probes of others' clusters for minutes."""
     driver = ScheduleDriver(msgspec.structs.replace(POLICY, rate_per_s=50.0, at_once=250))

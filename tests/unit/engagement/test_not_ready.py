@@ -125,6 +125,16 @@ def test_burst_of_one_tenant_holds_no_cluster_of_others(at: float) -> None:
     assert fleet.clusters.until("c2999") is not None
 
 
+def test_hold_ends_only_with_the_last_cluster_that_waits() -> None:
+    fleet = Engaged(100)
+    fleet.not_ready(names(50), 0.0)
+    fleet.ready("c10")
+    assert fleet.clusters.due_at == SETTLE_S
+    fleet.run(10.0)
+    fleet.ready("c11")
+    assert fleet.clusters.held is not None
+
+
 def test_tenants_take_turns_after_a_hold_of_all() -> None:
     fleet = Engaged(5000)
     fleet.not_ready(names(3000), 0.0, "bursting")
