@@ -17,10 +17,11 @@ from milo_discovery.tracing import SpanTracer, span
 from milo_kube import retry_after
 from milo_kube.api_request import JSON, Access, Answer, ApiRequest
 from milo_kube.api_server import ApiServer, Pools, Query
+from milo_kube.costly_steps import SMALL_PAGE, page_steps
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
 from milo_kube.list_pages import EndlessListError, ListPages, PageSize
-from milo_kube.reflect.wire import error_status, has_more_containers
+from milo_kube.reflect.wire import TOO_MANY_VALUES, error_status, has_too_many_values
 
 __all__ = ["ClusterApi"]
 
@@ -30,10 +31,8 @@ IDLE_S = 60.0
 REQUEST_TIMEOUT_S = 30.0
 RESPONSE_LIMIT = 8 << 20
 """Maximum bytes of a response other than a page of a list: more than any API server stores in an object."""
-_MOST_CONTAINERS = 400_000
-"""Maximum number of lists and maps of a decoded response, several times what objects of that size have. Each takes some
-80 bytes of memory, and two of the response."""
-_PAGE = 500
+_PAGE = 100
+"""So few that all of them have not too many values, which are decoded in one step."""
 _MOST_OBJECTS = 100_000
 _MOST_BYTES = 64 << 20
 """Maximum bytes of the objects of a list: its API server chooses how large they are."""
@@ -105,11 +104,12 @@ class ClusterApi(ApiServer):
             arrived=arrived,
             sending=sending,
         )
-        if has_more_containers(content, _MOST_CONTAINERS):
-            what = f"{method} {path}: the response has more than {_MOST_CONTAINERS} lists and maps"
-            raise Unreachable("too_large", what)
+        if has_too_many_values(content):
+            raise Unreachable("too_large", f"{method} {path}: the response has {TOO_MANY_VALUES}")
         try:
-            return _MAPPING.decode(content)
+            if len(content) < SMALL_PAGE:
+                return _MAPPING.decode(content)
+            return await page_steps(len(content)).result(lambda: _MAPPING.decode(content))
         except _UNDECODABLE as error:
             raise Unreachable("closed", f"{method} {path}: the response of {self.name} is not a JSON object") from error
 

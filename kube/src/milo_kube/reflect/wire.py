@@ -39,7 +39,7 @@ _CUT_AT_ONCE = 1 << 10
 _CUT = b"\r"
 """Replaces each byte of what is nested more deeply. API servers send no such white space."""
 _TOO_DEEP = "nested too deeply"
-_TOO_MANY_VALUES = f"more than {_MOST_VALUES} values"
+TOO_MANY_VALUES = f"more than {_MOST_VALUES} values"
 _TOO_LONG = f"its name and namespace take more than {_LONGEST_NAME} bytes"
 _OPENED, _CLOSED = 2, 0
 _STEPS = bytes(_OPENED if byte in b"[{" else _CLOSED if byte in b"]}" else 1 for byte in range(256))
@@ -243,8 +243,8 @@ class Decoder(Generic[Object, Seen]):
         size = memoryview(raw).nbytes
         if size > MAX_LINE:  # the decoded fields could take far more memory
             return self._unusable(raw, f"larger than {MAX_LINE} bytes")
-        if size > _UNCHECKED_OBJECT and _has_too_many_values(raw):
-            return self._unusable(raw, _TOO_MANY_VALUES)
+        if size > _UNCHECKED_OBJECT and has_too_many_values(raw):
+            return self._unusable(raw, TOO_MANY_VALUES)
         try:
             found = self._observe(self._objects.decode(raw))
             if found.name and len(f"{found.name}{found.uid}{found.version}") <= _LONGEST_ID:  # nearly all
@@ -297,8 +297,8 @@ class Decoder(Generic[Object, Seen]):
         return events
 
     def line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
-        if len(line) > _UNCHECKED_OBJECT and _has_too_many_values(line):
-            return self._other_line(line, partial(self._unusable, problem=_TOO_MANY_VALUES))
+        if len(line) > _UNCHECKED_OBJECT and has_too_many_values(line):
+            return self._other_line(line, partial(self._unusable, problem=TOO_MANY_VALUES))
         decode: Callable[[msgspec.Raw], Seen | None] = self.object
         try:
             event = self._lines.decode(line)  # nearly all lines take only this path
@@ -476,7 +476,7 @@ def _removed(raw: msgspec.Raw) -> ObjectRemoved[Seen] | UnknownEvent:
 
 
 def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
-    if memoryview(raw).nbytes > _UNCHECKED_OBJECT and _has_too_many_values(raw):
+    if memoryview(raw).nbytes > _UNCHECKED_OBJECT and has_too_many_values(raw):
         return UnknownEvent(f"a watch event of type BOOKMARK has more than {_MOST_VALUES} values")
     try:
         marks = _MARKED.decode(raw).metadata
@@ -487,8 +487,8 @@ def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
     return Bookmark(marks.resourceVersion, (marks.annotations or {}).get(INITIAL_EVENTS_END) == "true")
 
 
-def _has_too_many_values(raw: bytes | bytearray | msgspec.Raw) -> bool:
-    """Return whether an object would take far more time and memory than those that an API server stores."""
+def has_too_many_values(raw: bytes | bytearray | msgspec.Raw) -> bool:
+    """Return whether a JSON text would take far more time and memory than an object that an API server stores."""
     text = bytes(raw)
     if not _has_more_values(text):
         return False
