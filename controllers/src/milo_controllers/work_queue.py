@@ -182,7 +182,7 @@ _Timer = tuple[float, int, ObjectKey]
 """When the delay of an object ends. The number makes timers of the same time differ."""
 
 
-class _Turns:
+class _ClusterTurns:
     """The clusters that have an object to start, by priority, and the workers that are left for clusters that have an
     object in flight, or hang."""
 
@@ -261,7 +261,7 @@ class WorkQueue:
         """The engaged clusters whose objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
         """The queues of the clusters that have objects; of thousands of clusters, most have none."""
-        self._turns = _Turns(workers)
+        self._turns = _ClusterTurns(workers)
         self._passed_over = [0] * len(Priority)
         """For each priority: how many objects were taken while some of it waited, since the last one of it."""
         self._timers: list[_Timer] = []

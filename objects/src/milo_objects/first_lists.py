@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from typing import Final
 
 from milo_kube.rate_limit import Rate, TokenBucket
-from milo_kube.tenants import Tenant
+from milo_kube.tenants import Tenant, TenantTurns
 
 FIRST_LISTS: Final = Rate(per_second=200.0, burst=400.0)
 """How many scopes begin their first list: an API server refuses (429) when thousands begin at once."""
@@ -21,24 +20,19 @@ class FirstLists:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._bucket = TokenBucket(FIRST_LISTS, self._loop.time())
-        self._waiting: OrderedDict[Tenant, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
-        """The turns of each tenant that waits, in the order in which they begin. No tenant is without one."""
+        self._waiting = TenantTurns[tuple[Tenant, asyncio.Future[None]]](lambda waiting: waiting[0])
         self._timer: asyncio.TimerHandle | None = None
 
     async def turn(self, tenant: Tenant) -> None:
         """Wait until a scope of the tenant may begin."""
         turn = self._loop.create_future()
-        turns = self._waiting.setdefault(tenant, OrderedDict())
-        turns[turn] = None
+        self._waiting.add((tenant, turn))
         if self._timer is None:
             self._begin_due()
         try:
             await turn
         finally:
-            if turn in turns:
-                del turns[turn]
-                if not turns:
-                    del self._waiting[tenant]
+            self._waiting.discard((tenant, turn))
 
     def _begin_due(self) -> None:
         self._timer = None
@@ -46,9 +40,6 @@ class FirstLists:
             if wait_s := self._bucket.take(self._loop.time()):
                 self._timer = self._loop.call_later(max(wait_s, _SHORTEST_S), self._begin_due)
                 return
-            tenant, turns = self._waiting.popitem(last=False)
-            turn, _ = turns.popitem(last=False)
+            _, turn = self._waiting.pop()
             if not turn.done():  # it can have been canceled in the same iteration of the event loop
                 turn.set_result(None)
-            if turns:
-                self._waiting[tenant] = turns
