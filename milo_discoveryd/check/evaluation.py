@@ -160,6 +160,6 @@ async def _objects(
         if not token:
             return
         try:
-            pages = pages.next(time.monotonic())
+            pages = pages.next(token, time.monotonic())
         except EndlessListError as error:
             raise ListPageError(str(error)) from None

@@ -7,10 +7,12 @@ import msgspec
 MAX_PAGES: Final = 2_000
 MAX_S: Final = 600.0
 """API servers keep the version of a list for five to ten minutes."""
+LONGEST_TOKEN: Final = 4 << 10
+"""Maximum characters of the token of the next page: it is sent in a URL, and to escape some MiB takes seconds."""
 
 
 class EndlessListError(ValueError):
-    """A list did not end within the bounds."""
+    """A list did not end within the bounds, or cannot be continued."""
 
 
 class ListPages(msgspec.Struct, frozen=True):
@@ -19,8 +21,10 @@ class ListPages(msgspec.Struct, frozen=True):
     began_at: float
     count: int = 0
 
-    def next(self, now: float) -> Self:
-        """Count a page that another one follows. Raises EndlessListError."""
+    def next(self, token: object, now: float) -> Self:
+        """Count a page that another one follows, with this token. Raises EndlessListError."""
+        if not isinstance(token, str) or len(token) > LONGEST_TOKEN:
+            raise EndlessListError(f"the `continue` of the list is not a string of at most {LONGEST_TOKEN} characters")
         count = self.count + 1
         if count >= MAX_PAGES or now - self.began_at >= MAX_S:
             raise EndlessListError(

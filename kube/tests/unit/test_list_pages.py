@@ -2,21 +2,27 @@
 
 import pytest
 
-from milo_kube.list_pages import MAX_PAGES, MAX_S, EndlessListError, ListPages, PageSize, smaller
+from milo_kube.list_pages import LONGEST_TOKEN, MAX_PAGES, MAX_S, EndlessListError, ListPages, PageSize, smaller
 
 
 def test_list_within_the_bounds_is_read() -> None:
     pages = ListPages(5.0)
     for _ in range(MAX_PAGES - 1):
-        pages = pages.next(5.0 + MAX_S - 1)
+        pages = pages.next("more", 5.0 + MAX_S - 1)
     with pytest.raises(EndlessListError, match=r"did not end in 2000 pages and 599 s .at most 2000 pages, 600 s."):
-        pages.next(5.0 + MAX_S - 1)
+        pages.next("more", 5.0 + MAX_S - 1)
 
 
 def test_slow_list_is_given_up() -> None:
-    pages = ListPages(5.0).next(5.0)
+    pages = ListPages(5.0).next("more", 5.0)
     with pytest.raises(EndlessListError, match="did not end in 2 pages and 600 s"):
-        pages.next(5.0 + MAX_S)
+        pages.next("more", 5.0 + MAX_S)
+
+
+@pytest.mark.parametrize("token", ["€" * (LONGEST_TOKEN + 1), {"token": 1}, 7])
+def test_list_whose_token_cannot_be_sent_is_given_up(token: object) -> None:
+    with pytest.raises(EndlessListError, match="is not a string of at most 4096 characters"):
+        ListPages(5.0).next(token, 5.0)
 
 
 def test_smaller_pages_have_a_fifth_of_the_objects_and_at_least_one() -> None:

@@ -384,7 +384,7 @@ class TokenRequestIssuer:
             if not continued:
                 return found
             try:
-                pages = pages.next(self._clock())
+                pages = pages.next(continued, self._clock())
             except EndlessListError as error:
                 raise BackendError(f"{self._origin}: the Secrets that tokens are bound to: {error}") from None
 

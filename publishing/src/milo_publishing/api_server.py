@@ -107,7 +107,7 @@ class PublishedObjects:
             if len(items) >= _MOST_OBJECTS:
                 raise TargetUnavailable(f"{self._collection}: the list has more than {_MOST_OBJECTS} objects")
             try:
-                pages = pages.next(clock())
+                pages = pages.next(token, clock())
             except EndlessListError as error:
                 raise TargetUnavailable(f"{self._collection}: {error}") from None
 

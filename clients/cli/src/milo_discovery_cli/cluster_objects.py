@@ -260,7 +260,7 @@ class ClusterReader:
             if not token:
                 return
             try:
-                pages = pages.next(clock())
+                pages = pages.next(token, clock())
             except EndlessListError as error:
                 raise Unanswered(f"GET {read.path}: {error}") from None
 

@@ -192,7 +192,7 @@ class ClusterApi(ApiServer):
             if read >= _MOST_BYTES:
                 raise ClusterApiError(f"GET {path}: {self.name} has more than {_MOST_BYTES} bytes of these objects")
             try:
-                pages = pages.next(clock())
+                pages = pages.next(token, clock())
             except EndlessListError as error:
                 raise ClusterApiError(f"GET {path}: {self.name}: {error}") from None
             more = [("continue", token)]

@@ -205,7 +205,7 @@ class Reflector(Generic[Seen]):
         self.list_method.page_size.page_fitted()
         if page.continue_token:
             try:
-                read = (self.state.read or ListPages(now)).next(now)
+                read = (self.state.read or ListPages(now)).next(page.continue_token, now)
             except EndlessListError as error:
                 yield from self.give_up(Failure(MALFORMED_RESPONSE, str(error)), now + _ENDLESS_RETRY_S, now)
             else:

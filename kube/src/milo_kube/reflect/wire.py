@@ -11,6 +11,8 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
 
+from milo_kube.list_pages import LONGEST_TOKEN
+
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
 _UNCHECKED_OBJECT = 1 << 19
@@ -26,9 +28,6 @@ malformed, under a shortened name."""
 _SHORTENED_TO = 100
 _SHORTENED_DIGEST = 16
 """Characters that a shortened name or namespace has of the whole one, and of its digest."""
-_LONGEST_TOKEN = 4 << 10
-"""Maximum characters of the version of a list or bookmark, and of the token of the next page. They are kept, and sent
-in URLs: to escape some MiB takes seconds."""
 _LONGEST_REASON = 64
 _DEEPEST = 500
 """Nesting that is kept of a text that is nested too deeply for the JSON decoder."""
@@ -283,8 +282,8 @@ class Decoder(Generic[Object, Seen]):
             raise ListPageError(f"the response is not a list: {_problem(error)}") from error
         items = listed.items or []
         page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
-        if max(len(page.version), len(page.continue_token)) > _LONGEST_TOKEN:
-            raise ListPageError(f"the list's resourceVersion or continue is longer than {_LONGEST_TOKEN} characters")
+        if max(len(page.version), len(page.continue_token)) > LONGEST_TOKEN:
+            raise ListPageError(f"the list's resourceVersion or continue is longer than {LONGEST_TOKEN} characters")
         return page, map(self._object_of_cut if is_cut else self.object, items)
 
     def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Seen]]:
@@ -482,7 +481,7 @@ def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
         marks = _MARKED.decode(raw).metadata
     except _UNDECODABLE as error:
         return UnknownEvent(f"a watch event of type BOOKMARK is malformed: {_problem(error)}")
-    if len(marks.resourceVersion) > _LONGEST_TOKEN:
+    if len(marks.resourceVersion) > LONGEST_TOKEN:
         return UnknownEvent("a watch event of type BOOKMARK has a resourceVersion that is too long")
     return Bookmark(marks.resourceVersion, (marks.annotations or {}).get(INITIAL_EVENTS_END) == "true")
 
