@@ -243,6 +243,16 @@ def test_corrupt_kubeconfig_ledger_is_rejected(path: Path):
         KubeconfigDirectory(path).__enter__()
 
 
+def test_ledger_and_index_are_not_empty_after_a_loss_of_power(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Found by a reader: with an empty ledger, `sync` refuses the directory until an administrator empties it."""
+    on_disk: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda file: on_disk.add(os.fstat(file).st_ino))
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), ended={})
+        directory.reconcile(wanted("b"), ended={"a": "u"})
+    assert {(path / name).stat().st_ino for name in (".milo-discovery.json", "index.json")} <= on_disk
+
+
 @pytest.mark.parametrize("ledger", ["[]", "{}", '{"files": 1}'])
 def test_malformed_kubeconfig_ledger_is_rejected(path: Path, ledger: str):
     path.mkdir()

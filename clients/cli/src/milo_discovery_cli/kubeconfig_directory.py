@@ -149,7 +149,8 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             assert file.kubeconfig is not None
             if self._written.get(name) != (file.cluster.uid, file.kubeconfig):
                 document = render_kubeconfig(name, read_access(file.kubeconfig.kubeconfig))
-                atomic_files.replace(self._file(name), _json(document))
+                # There can be thousands, and the next process writes all of them again.
+                atomic_files.replace(self._file(name), _json(document), is_lasting=False)
                 self._written[name] = file.cluster.uid, file.kubeconfig
         self._write_index(wanted, without=to_remove)
         self._remove(to_remove)
