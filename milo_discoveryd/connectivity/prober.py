@@ -19,6 +19,7 @@ from milo_discoveryd.instruments import ProbeMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_kube.moment import Moment
+from milo_kube.tenants import working_for
 
 STEP_S = 0.01
 """How long changes are reported before other tasks run on the event loop: all clusters of a host can change at once."""
@@ -102,6 +103,7 @@ class Prober:
             self._unreported.popleft()
 
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:
+        working_for.set((cluster.target.source, cluster.target.tenant))
         try:
             outcome = await self._send(cluster)
         except Exception as error:

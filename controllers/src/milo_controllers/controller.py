@@ -41,7 +41,7 @@ from milo_controllers.write_holds import WriteHolds, WrittenCluster
 from milo_discovery.tracing import SpanTracer, span
 from milo_kube.collection_follower import FollowerState
 from milo_kube.failure_log import FailureLog
-from milo_kube.tenants import Tenant
+from milo_kube.tenants import Tenant, working_for
 
 _RESYNC_EVERY_S = 0.005
 _AT_ONCE = 1000
@@ -395,6 +395,7 @@ class Controller:
         self._metrics.began(work.queued_s)
         began = self._running[key] = self._loop.time()
         member.own_writes.reconcile_began()
+        working_for.set(member.tenant())
         current_cluster.set(key.cluster)
         current_object.set(f"{key.namespace}/{key.name}" if key.namespace else key.name)
         current_reconcile.set(f"{getrandbits(64):016x}")

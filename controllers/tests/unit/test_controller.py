@@ -33,6 +33,7 @@ from milo_kube.cache_budget import CacheLimits
 from milo_kube.collection_follower import FollowerState
 from milo_kube.failure_log import FailureLog
 from milo_kube.reflect.messages import ListEnded, ObjectChanged
+from milo_kube.tenants import Tenant, working_for
 
 
 def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
@@ -85,6 +86,24 @@ def controller_of(
     if leads:
         controller.resume()
     return controller
+
+
+async def test_reconcile_works_for_the_tenant_of_its_cluster() -> None:
+    found = list[Tenant]()
+    done = asyncio.Event()
+
+    async def reconcile(_request: Request) -> None:
+        found.append(working_for.get())
+        if len(found) == 2:
+            done.set()
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "acme-1", tasks)
+        engaged(controller, members, "other-1", tasks)
+        await done.wait()
+    assert found == [("", "acme"), ("", "other")]
 
 
 async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_have_failed() -> None:

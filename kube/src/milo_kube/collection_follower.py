@@ -20,7 +20,7 @@ from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, Sour
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Decoder, Identified
-from milo_kube.tenants import Tenant
+from milo_kube.tenants import Tenant, working_for
 
 LIST_TIMEOUT_S = 60.0
 FollowerState = Literal["starting", "synced", "stale", "forbidden", "not_served", "over_budget"]
@@ -196,6 +196,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         """List and watch until canceled. `retry_s` after the sink exceeded a limit, list again."""
         try:
             while True:
+                working_for.set(self.tenant)
                 self._report()
                 limit = self._attempt = asyncio.timeout(0.0 if self._exceeded else None)
                 try:

@@ -1,16 +1,17 @@
 """Costly steps of an event loop, one after the other, so that they do not add up in one iteration.
 
 A server determines what a handshake costs its client: up to 0.08 s, for a chain of large certificates; and a page of a
-list, or an event of a watch, as much.
+list, or an event of a watch, as much. A tenant may have thousands of clusters, so tenants take turns.
 """
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
+
+from milo_kube.tenants import Tenant, TenantTurns, working_for
 
 AT_ONCE_S = 0.002
 """CPU time after which further steps wait for another iteration of the event loop."""
@@ -33,18 +34,26 @@ Turns: TypeAlias = Callable[[Callable[[], None]], None]
 
 
 class Precedence(IntEnum):
-    """What a step waits for: all steps of smaller values, and those of its own that came before."""
+    """What a step waits for: all steps of smaller values, those of its own and its tenant that came before, and as many
+    of each other tenant."""
 
     CHEAP = 0
     UNKNOWN = 1
     COSTLY = 2
 
 
+class _WaitingStep(NamedTuple):
+    tenant: Tenant
+    number: int
+    step: Callable[[], None]
+
+
 class CostlySteps:
     """A queue of costly steps."""
 
     def __init__(self) -> None:
-        self._waiting = tuple(deque[Callable[[], None]]() for _ in Precedence)
+        self._waiting = tuple(TenantTurns[_WaitingStep](lambda waiting: waiting.tenant) for _ in Precedence)
+        self._added = 0
         self._is_planned = False
         self._free_at = 0.0
         self._spent_at_once = 0.0
@@ -52,7 +61,8 @@ class CostlySteps:
 
     def add(self, step: Callable[[], None], precedence: Precedence = Precedence.CHEAP) -> None:
         """Call the step when its turn comes."""
-        self._waiting[precedence].append(step)
+        self._added += 1
+        self._waiting[precedence].add(_WaitingStep(working_for.get(), self._added, step))
         self._plan()
 
     async def result(self, step: Callable[[], T]) -> T:
@@ -103,7 +113,7 @@ class CostlySteps:
         spent = 0.0
         try:
             while spent < AT_ONCE_S and (waiting := next(filter(None, self._waiting), None)):
-                waiting.popleft()()
+                waiting.pop().step()
                 spent = time.thread_time() - began
         finally:
             self._count(time.thread_time() - began)

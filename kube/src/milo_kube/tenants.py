@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 Tenant: TypeAlias = tuple[str, ...]
+working_for: ContextVar[Tenant] = ContextVar("working_for", default=())
+"""The tenant of the cluster for which the current task works; empty if it does for none, or that is not known."""
 
 
 class TenantCluster(Protocol):

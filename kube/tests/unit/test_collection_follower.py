@@ -17,6 +17,7 @@ from milo_kube.reflect.messages import ListEnded, SourceEvent
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import ListPage, WatchEvent
+from milo_kube.tenants import working_for
 from tests.support.eventually import LIMIT_S, eventually
 
 
@@ -87,6 +88,23 @@ class Follower(CollectionFollower[Invalid, str]):
         self.listed.set()
 
     def failed(self) -> None: ...
+
+
+class TenantsObjects(Objects):
+    """An API server whose pages are decoded for a tenant."""
+
+    def page(self, _: bytes) -> tuple[ListPage, list[Invalid]]:
+        return ListPage("1", ""), [Invalid("/".join(working_for.get()))]
+
+
+async def test_objects_are_decoded_in_the_turn_of_their_tenant(caplog: pytest.LogCaptureFixture) -> None:
+    follower = Follower(TenantsObjects())
+    follower.tenant = ("source", "acme")
+    following = asyncio.create_task(follower.run())
+    await follower.listed.wait()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert caplog.messages == ["alpha: v1/things source/acme is invalid: it is no object"]
 
 
 async def test_invalid_objects_of_a_cluster_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ from milo_kube.costly_steps import COSTLY_S, SMALL_PAGE, CostlySteps
 from milo_kube.list_watch import EVENTS_AT_ONCE, ListWatch
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.wire import INITIAL_EVENTS_END, ListPage, WatchEvent
+from milo_kube.tenants import working_for
 
 PAGES = ReflectorPolicy(streaming_lists=False)
 LARGE = 64 << 10
@@ -195,3 +196,18 @@ async def test_many_lines_of_one_read_are_decoded_in_several_steps() -> None:
     assert [size for step in server.decoded for size in step][:160] == sizes
     assert all(len(step) == 1 or sum(step) <= LARGE // 2 for step in server.decoded)
     assert max(map(len, server.decoded)) == EVENTS_AT_ONCE
+
+
+async def test_costly_steps_of_one_tenant_in_any_number_delay_those_of_no_other() -> None:
+    steps, done = CostlySteps(), list[str]()
+
+    async def work(tenant: str) -> None:
+        working_for.set((tenant,))
+        await steps.result(lambda: done.append(tenant))
+
+    steps.add(lambda: time.sleep(COSTLY_S))
+    async with asyncio.TaskGroup() as tasks:
+        for tenant in [*["evil"] * 100, "acme", "acme"]:
+            tasks.create_task(work(tenant))
+    assert done[:5] == ["evil", "acme", "evil", "acme", "evil"]
+    assert len(done) == 102

@@ -17,6 +17,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import Cluster, ConnectivityStatus, Reachability
+from milo_kube.tenants import Tenant, working_for
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.unit.fleet.fleets import cluster
@@ -27,6 +28,8 @@ QUICK = ProbePolicy(interval_s=0.001, rate_per_s=1000.0, host_rate_per_s=1000.0,
 class World:
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.tenants: list[Tenant] = []
+        """For which each probe was sent."""
         self.results: list[str] = []
         self.states: dict[str, Reachability] = {}
         self.answer: ProbeOutcome | None = ProbeReached()
@@ -47,6 +50,7 @@ class World:
 
     async def ask(self, of: Cluster) -> ProbeOutcome:
         self.asked.append(of.target.endpoint)
+        self.tenants.append(working_for.get())
         if self.answer is not None:
             return self.answer
         self.waiting += 1
@@ -80,10 +84,11 @@ def moved(to: Cluster) -> Cluster:
 
 
 async def test_prober_reports_and_counts_result(world: World) -> None:
-    world.prober.engaged(cluster("alpha"))
+    world.prober.engaged(cluster("alpha", organization="acme"))
     await eventually(lambda: world.states == {"alpha": Reachability.REACHABLE})
     assert world.asked[0] == "https://alpha.example.com"
     assert set(world.results) == {"reached"}
+    assert world.tenants[0] == ("", "acme")
 
 
 async def test_prober_counts_failure_by_cause(world: World) -> None:
