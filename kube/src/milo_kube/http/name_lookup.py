@@ -1,7 +1,8 @@
 """Resolves names of hosts, in threads, so that slow name servers of some domains delay no lookups in others.
 
 A tenant can declare clusters in a domain whose name server does not answer: each lookup then takes a thread for half a
-minute. asyncio's own lookups share few threads with all other work of a process, such as writing files.
+minute. The domain may also be that of others, such as `co.uk` or the domain of a cloud, so each tenant has lookups of
+its own in it. asyncio's own lookups share few threads with all other work of a process, such as writing files.
 """
 
 import asyncio
@@ -12,13 +13,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from milo_kube.tenants import working_for
+
+_Domain: TypeAlias = tuple[str, ...]
+"""A domain as one tenant uses it: the tenant, and the last two labels of a name."""
 THREADS = 16
 """Maximum concurrent lookups in domains that are known to be fast, because the last lookup in each was."""
 _OF_DOMAIN = 4
-"""Maximum concurrent lookups in one domain."""
+"""Maximum concurrent lookups of a tenant in one domain."""
 _OF_UNPROVEN_DOMAIN = 2
 """Maximum concurrent lookups in a domain that is not known to be fast."""
 _OF_SLOW_DOMAINS = 8
@@ -44,17 +49,17 @@ class NameLookup:
         self._all_fast = asyncio.Semaphore(THREADS)
         self._all_slow = asyncio.Semaphore(_OF_SLOW_DOMAINS)
         self._all_new = asyncio.Semaphore(_OF_NEW_DOMAINS)
-        self._domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._unproven_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._fast: OrderedDict[str, None] = OrderedDict()
+        self._domains: WeakValueDictionary[_Domain, asyncio.Semaphore] = WeakValueDictionary()
+        self._unproven_domains: WeakValueDictionary[_Domain, asyncio.Semaphore] = WeakValueDictionary()
+        self._fast: OrderedDict[_Domain, None] = OrderedDict()
         """The domains whose last lookup was fast, the latest last."""
-        self._slow: OrderedDict[str, None] = OrderedDict()
+        self._slow: OrderedDict[_Domain, None] = OrderedDict()
         """The domains whose last lookup was slow, the latest last. A tenant can name more of them than are remembered:
         those that are forgotten are new again."""
 
     async def addresses(self, host: str, port: int) -> list[Any]:
         """Return what `socket.getaddrinfo` returns. Raises OSError."""
-        domain = ".".join(host.rstrip(".").rsplit(".", 2)[-2:])
+        domain = *working_for.get(), ".".join(host.rstrip(".").rsplit(".", 2)[-2:])
         loop = asyncio.get_running_loop()
         held: list[asyncio.Semaphore] = []
 
@@ -92,16 +97,16 @@ class NameLookup:
         found.add_done_callback(resolved)
         return await asyncio.shield(found)
 
-    def _lane(self, domain: str) -> asyncio.Semaphore:
+    def _lane(self, domain: _Domain) -> asyncio.Semaphore:
         if domain in self._fast:
             return self._all_fast
         return self._all_slow if domain in self._slow else self._all_new
 
-    def _note_slow(self, domain: str) -> None:
+    def _note_slow(self, domain: _Domain) -> None:
         _move(domain, self._fast, self._slow)
 
 
-def _move(domain: str, former: OrderedDict[str, None], to: OrderedDict[str, None]) -> None:
+def _move(domain: _Domain, former: OrderedDict[_Domain, None], to: OrderedDict[_Domain, None]) -> None:
     former.pop(domain, None)
     to[domain] = None
     to.move_to_end(domain)

@@ -13,6 +13,7 @@ from kube.tests.integration.http.test_client import client
 from milo_kube.http import name_lookup as module
 from milo_kube.http.errors import TransportError
 from milo_kube.http.name_lookup import THREADS, NameLookup, name_lookup
+from milo_kube.tenants import working_for
 from tests.support.eventually import LIMIT_S, eventually
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
@@ -55,6 +56,21 @@ async def test_names_in_a_domain_without_answers_delay_no_other_lookups(servers:
     assert len(servers.asked) == 101
 
 
+async def test_names_of_a_tenant_without_answers_delay_no_lookups_of_others_in_the_same_domain(
+    servers: NameServers,
+) -> None:
+    async def looks_up(tenant: str, host: str) -> list[object]:
+        working_for.set(("", tenant))
+        return await name_lookup().addresses(host, 1)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(100):
+            tasks.create_task(looks_up("evil", f"slow-{number}.evil.co.uk"))
+        await eventually(lambda: len(servers.asked) == 2)
+        assert await tasks.create_task(looks_up("good", "api.good.co.uk")) == FOUND
+        servers.answer.set()
+
+
 async def test_300_new_domains_without_answers_delay_no_lookup_in_another(servers: NameServers) -> None:
     lookup = NameLookup()
     async with asyncio.TaskGroup() as tasks:
@@ -75,7 +91,7 @@ async def test_slow_and_new_domains_take_no_threads_of_fast_ones(
     lookup = NameLookup()
     await lookup.addresses("api.good.test", 1)
     if not is_new:
-        lookup._slow.update(dict.fromkeys(f"evil-{number}.test" for number in range(100)))
+        lookup._slow.update(dict.fromkeys((f"evil-{number}.test",) for number in range(100)))
     async with asyncio.TaskGroup() as tasks:
         for number in range(100):
             tasks.create_task(lookup.addresses(f"slow.evil-{number}.test", 1))
@@ -98,9 +114,9 @@ async def test_new_domains_that_do_not_answer_are_slow_ones_before_they_do(
     async with asyncio.TaskGroup() as tasks:
         for number in range(4):
             tasks.create_task(lookup.addresses(f"slow-{number}.evil.test", 1))
-        await eventually(lambda: [*lookup._slow] == ["evil.test"])
+        await eventually(lambda: [*lookup._slow] == [("evil.test",)])
         tasks.create_task(lookup.addresses("slow.once.test", 1))
-        await eventually(lambda: [*lookup._slow] == ["evil.test", "once.test"])
+        await eventually(lambda: [*lookup._slow] == [("evil.test",), ("once.test",)])
         assert [*lookup._fast] == []
         monkeypatch.setattr(module, "_SLOW_S", 60.0)
         servers.answer.set()
@@ -118,7 +134,7 @@ async def test_lookup_that_waited_beside_those_of_new_domains_takes_a_thread_of_
         await eventually(lambda: servers.asked["slow.one.test"] == 1)
         waiting = tasks.create_task(lookup.addresses("api.other.test", 1))
         await eventually(lambda: "other.test" in lookup._domains)
-        lookup._note_slow("other.test")
+        lookup._note_slow(("other.test",))
         servers.answer.set()
         assert await first == await waiting == FOUND
     assert await lookup.addresses("api.third.test", 1) == FOUND
@@ -165,7 +181,7 @@ async def test_number_of_fast_domains_that_are_remembered_is_limited(
     lookup = NameLookup()
     for name in "abc":
         await lookup.addresses(f"x.{name}.test", 1)
-    assert [*lookup._fast] == ["b.test", "c.test"]
+    assert [*lookup._fast] == [("b.test",), ("c.test",)]
 
 
 async def test_lookup_that_nothing_awaits_counts_until_its_thread_ends(servers: NameServers) -> None:
