@@ -272,9 +272,9 @@ async def test_sync_replaces_the_file_of_a_cluster_that_was_replaced_while_it_wa
             snapshot("1", *of_others("a"), engaged("b", token="b-2"), engaged("c", token="c-2"))
         )
         await until(lambda: content(path) == {"a": "other", "b": "b-2", "c": "c-2"})
+        await until(lambda: index(path)[0]["uid"] == "other-a")
         if arguments:
             assert await process.wait() == 0
-    assert index(path)[0]["uid"] == "other-a"
 
 
 async def test_sync_replaces_the_files_of_all_clusters_that_are_reported_as_replaced(daemon, path):
@@ -301,6 +301,24 @@ async def test_sync_keeps_the_files_of_clusters_that_it_loses_its_right_to_and_w
         daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse() for _ in range(20)]
         await until(lambda: not answers)  # each review takes one
         assert {name: content(path)[name] for name in "abc"} == {"a": "a-1", "b": "b-1", "c": "c-2"}
+
+
+async def test_files_that_are_being_written_when_others_go_missing_are_part_of_the_fleet(daemon, path):
+    """The hold ended itself, and the files of missing clusters became those of others of their names."""
+    starting = sync(daemon, path)
+    with (path.parent / "site" / "sitecustomize.py").open("a") as site:
+        site.write("import os, time\nos.fsync = lambda file: time.sleep(0.3)\n")
+    async with starting as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in "abc")))
+        await until(lambda: len(content(path)) == 3)
+        revoked = [disengaged(name, pb.DISENGAGE_REASON_REVOKED) for name in "ab"]
+        stream.send(following("1", "2", *revoked, *of_others("ab"), *(engaged(name, token="new") for name in "defgh")))
+        await reported(process, b"lacks 2 of 3 clusters")
+        await until(lambda: len(content(path)) == 8)
+        daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse() for _ in range(5)]
+        await until(lambda: not answers)  # each review takes one
+        assert {name: content(path)[name] for name in "abc"} == {"a": "a-1", "b": "b-1", "c": "c-1"}
 
 
 async def test_sync_that_starts_at_another_fleet_changes_nothing_also_before_its_source_is_streaming(daemon, path):

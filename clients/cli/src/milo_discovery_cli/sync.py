@@ -219,6 +219,7 @@ class _Synchronizer:
             if self._has_view and self._review_at is not None and now >= self._review_at:
                 await self._review(client, watch, now)
             desired, is_reviewed = dict(self._desired), self._may_write
+            is_whole = not any(map(self._is_doubted, self._directory.own))
             ended = {
                 name: end
                 for name, end in self._ended.items()
@@ -231,7 +232,7 @@ class _Synchronizer:
                     self._directory.memory = self._guard.memory
                     uids = {name: end.uid for name, end in ended.items()}
                     await asyncio.to_thread(self._directory.reconcile, desired, ended=uids)
-                    self._reconciled(ended, now)
+                    self._reconciled(ended, now, is_whole=is_whole)
             except OSError as error:
                 if error.errno not in _DISK_FULL:
                     raise
@@ -316,10 +317,11 @@ class _Synchronizer:
         if self._review_at is None and others:
             self._review_at = now + removals.SECOND_LOOK_S
 
-    def _reconciled(self, ended: Mapping[str, _End], now: float) -> None:
-        """Forget the clusters whose files were removed, and review those whose files were not."""
+    def _reconciled(self, ended: Mapping[str, _End], now: float, *, is_whole: bool) -> None:
+        """Forget the clusters whose files were removed, and review those whose files were not. `is_whole`: whether no
+        cluster was missing when the files were desired that are written now."""
         self._ended = {name: end for name, end in self._ended.items() if ended.get(name) != end}
-        if not any(map(self._lacks, self._directory.own)):
+        if is_whole:
             self._reviewed = set(self._directory.own)
         if self._review_at is None and any(map(self._is_doubted, self._desired)):
             self._review_at = now
@@ -335,7 +337,7 @@ class _Synchronizer:
         return name not in self._desired or self._directory.is_of_another(name, self._desired[name])
 
     def _is_doubted(self, name: str) -> bool:
-        """Return whether the file of a desired cluster is that of another one, which is not known to have ended."""
+        """Return whether a present file is that of a cluster that is missing, and not known to have ended."""
         return self._lacks(name) and not self._is_ended(name)
 
     def _engaged(self, cluster: Cluster) -> None:
