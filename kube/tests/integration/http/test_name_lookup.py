@@ -133,7 +133,7 @@ async def test_lookup_that_waited_beside_those_of_new_domains_takes_a_thread_of_
         first = tasks.create_task(lookup.addresses("slow.one.test", 1))
         await eventually(lambda: servers.asked["slow.one.test"] == 1)
         waiting = tasks.create_task(lookup.addresses("api.other.test", 1))
-        await eventually(lambda: "other.test" in lookup._domains)
+        await eventually(lambda: ("other.test",) in lookup._domains)
         lookup._note_slow(("other.test",))
         servers.answer.set()
         assert await first == await waiting == FOUND
