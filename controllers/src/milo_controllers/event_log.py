@@ -106,8 +106,8 @@ class EventLog:
         series.count += 1
         series.seen_at = at
         self._unreported.setdefault(cluster, {})[key] = rfc3339(now, "microseconds")
-        if series.count > 2 and at - series.written_at < REPORT_EVERY_S:
-            return series.written_at + REPORT_EVERY_S
+        if series.count > 2 and at < (due_at := series.written_at + REPORT_EVERY_S):
+            return due_at
         return self._report(key, at)
 
     def due_at(self, cluster: str) -> float | None:
@@ -121,7 +121,7 @@ class EventLog:
         return [
             self._report(key, at or self._series[key].seen_at)
             for key in keys
-            if at is None or at - self._series[key].written_at >= REPORT_EVERY_S
+            if at is None or at >= self._series[key].written_at + REPORT_EVERY_S  # as in `due_at`, which is rounded
         ]
 
     def forget(self, key: SeriesKey) -> None:

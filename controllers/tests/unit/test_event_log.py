@@ -88,6 +88,16 @@ def test_repeated_event_becomes_a_series_that_is_written_periodically() -> None:
     assert counts(recorded.at(40.0)) == [5]
 
 
+def test_series_is_due_at_its_time_however_that_is_rounded() -> None:
+    recorded, at = Recorded(), 9.386
+    assert (at + 30.0) - at < 30.0
+    for _ in range(3):
+        recorded.at(at)
+    due_at = recorded.log.due_at("alpha")
+    assert due_at is not None
+    assert counts(*recorded.log.due("alpha", due_at)) == [3]
+
+
 def test_repetitions_that_are_not_written_are_due_when_the_series_ends() -> None:
     recorded = Recorded()
     recorded.first()
