@@ -38,6 +38,7 @@ class StateFile:
         self.origin = origin
         self._max_bytes = max_bytes
         self._write_lock = threading.Lock()
+        self._last_succeeded = True
 
     def load(self) -> StoredFleet | None:
         """Return the stored fleet, or None if the file does not exist or, with a warning in the log, cannot be used."""
@@ -66,35 +67,36 @@ class StateFile:
 
         Before the first change there is nothing to save, and an earlier run's file stays.
         """
-        succeeded = True
         await changed()
         try:
             while True:
                 started = time.monotonic()
-                succeeded = await asyncio.to_thread(self._write, fleet(), succeeded)
+                succeeded = await asyncio.to_thread(self._write, fleet())
                 await asyncio.sleep(max(WRITE_INTERVAL_S, WRITE_TIME_FACTOR * (time.monotonic() - started)))
                 if succeeded:
                     await changed()
         finally:
-            self._write(fleet(), succeeded)
+            self._write(fleet())
 
-    def _write(self, fleet: StoredFleet, last_succeeded: bool) -> bool:
+    def _write(self, fleet: StoredFleet) -> bool:
         """Write and sync a temporary file and rename it, so that a reader finds either the old or the new state."""
         temporary = self._path.with_name(f"{self._path.name}.new")
-        try:
-            with self._write_lock:  # the last write may begin while the one before is still in progress
+        with self._write_lock:  # the last write may begin while the one before is still in progress
+            last_succeeded, self._last_succeeded = self._last_succeeded, False
+            try:
                 self._replace(temporary, fleet)
-        except OSError as error:
-            if last_succeeded:
-                log.warning("state not written", path=str(self._path), problem=error.strerror)
-            return False
-        except Exception:  # one object that cannot be encoded
-            if last_succeeded:
-                log.exception("state not written", path=str(self._path))
-            return False
-        if not last_succeeded:
-            log.info("state written again", path=str(self._path))
-        return True
+            except OSError as error:
+                if last_succeeded:
+                    log.warning("state not written", path=str(self._path), problem=error.strerror)
+                return False
+            except Exception:  # one object that cannot be encoded
+                if last_succeeded:
+                    log.exception("state not written", path=str(self._path))
+                return False
+            self._last_succeeded = True
+            if not last_succeeded:
+                log.info("state written again", path=str(self._path))
+            return True
 
     def _replace(self, temporary: Path, fleet: StoredFleet) -> None:
         # An existing file is not used: opening a pipe would wait for a reader, and another user could own a file.

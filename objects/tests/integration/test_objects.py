@@ -290,7 +290,7 @@ async def test_first_lists_of_one_organization_delay_none_of_another(
                 found.discovery.engage(plane, organization="evil")
             await eventually(lambda: found.objects.view(NAMESPACES).synced == 1)
             found.discovery.engage(shop, organization="shop")
-            await eventually(lambda: len(found.source._following._first_lists._waiting) == 2)
+            await eventually(lambda: len(found.source._following._first_lists._waiting._waiting) == 2)
             for synced in (2, 3):
                 clock.advance(timedelta(hours=1))
                 await eventually(lambda synced=synced: found.objects.view(NAMESPACES).synced == synced)  # type: ignore[misc]

@@ -51,7 +51,7 @@ BUDGETS = {
     "relist": Budget(31_500, 172, units=1000, functions="decode sort"),
     "relist_end": Budget(31_500, 112, 1, units=1000, functions="decode sort"),
     "renewal": Budget(
-        10_400,
+        11_600,
         4_800,
         250,
         120,

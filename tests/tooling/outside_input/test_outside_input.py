@@ -35,6 +35,7 @@ _LISTENS = frozenset({"create_server", "create_unix_server", "start_server", "ad
 _WRITTEN = frozenset(
     {
         "milo_discoveryd.check.listen_addresses",
+        "milo_discoveryd.engagement.pending_releases",
         "milo_discoveryd.process_hardening",
         "milo_discoveryd.fleet.changes",
         "milo_discoveryd.server.connections.inner_socket",
