@@ -48,12 +48,9 @@ class CredentialBudget:
         Raises BackendError if it is large and the budget is exhausted.
         """
         bundle = self._ca_bundles.get(issued.authorities or b"")
-        more = _size(issued) + (len(issued.authorities or b"") if bundle is None else 0)
-        tenants = len(self._of_tenants) + (tenant not in self._of_tenants)
-        kept = self._of_tenants[tenant] - (0 if held is None else _size_with_ca(held))
-        is_within_share = (kept + _size_with_ca(issued)) * tenants <= self._limit
-        parts = 3 if is_within_share else 1 if held is None else 2
-        if more > SMALL and self.used + more > parts * self._limit:
+        size = _size(issued)
+        more = size + (len(issued.authorities or b"") if bundle is None else 0)
+        if more > SMALL and self.used + more > self._parts(issued, size, held, tenant) * self._limit:
             raise BackendError(
                 f"the credential and its CA certificates have {more} bytes, and at most {SMALL} are accepted while the "
                 f"credentials of this issuer have more than {self._limit >> 10} KiB; remove unneeded CA certificates "
@@ -63,31 +60,40 @@ class CredentialBudget:
             )
         return issued if bundle is None else msgspec.structs.replace(issued, authorities=bundle.pem)
 
+    def _parts(self, issued: IssuedCredential, size: int, held: IssuedCredential | None, tenant: Tenant) -> int:
+        """Return how many times the budget may be used for this credential: see `BUDGET`."""
+        tenants = len(self._of_tenants) + (tenant not in self._of_tenants)
+        kept = self._of_tenants[tenant] - (0 if held is None else _size(held) + len(held.authorities or b""))
+        is_within_share = (kept + size + len(issued.authorities or b"")) * tenants <= self._limit
+        return 3 if is_within_share else 1 if held is None else 2
+
     def count(self, held: IssuedCredential | None, before: IssuedCredential | None, tenant: Tenant = ("", "")) -> None:
         """Count what a lease of a tenant holds now instead of what it held before."""
         if held is before:
             return
-        self._of_tenants[tenant] += sum(_size_with_ca(each) * sign for each, sign in ((held, 1), (before, -1)) if each)
-        if not self._of_tenants[tenant]:
-            del self._of_tenants[tenant]
+        of_tenant = self._of_tenants[tenant]
         if held is not None:
-            self.used += _size(held)
+            size = _size(held)
+            self.used += size
+            of_tenant += size + len(held.authorities or b"")
             if held.authorities:
                 bundle = self._ca_bundles.setdefault(held.authorities, _CaBundle(held.authorities))
                 self.used += 0 if bundle.uses else len(bundle.pem)
                 bundle.uses += 1
         if before is not None:
-            self.used -= _size(before)
+            size = _size(before)
+            self.used -= size
+            of_tenant -= size + len(before.authorities or b"")
             if before.authorities:
                 bundle = self._ca_bundles[before.authorities]
                 bundle.uses -= 1
                 if not bundle.uses:
                     self.used -= len(bundle.pem)
                     del self._ca_bundles[before.authorities]
-
-
-def _size_with_ca(issued: IssuedCredential) -> int:
-    return _size(issued) + len(issued.authorities or b"")
+        if of_tenant:
+            self._of_tenants[tenant] = of_tenant
+        else:
+            self._of_tenants.pop(tenant, None)
 
 
 def _size(issued: IssuedCredential) -> int:

@@ -21,11 +21,11 @@ from tests.unit.state_file.test_encoding import ORIGIN, kept
 
 keeper = StateFile(Path(sys.argv[1]), ORIGIN)
 images = [StoredFleet(ORIGIN, 0.0, tuple(kept(f"{word}-{n}") for n in range(500))) for word in ("one", "other")]
-keeper._write(images[0], True)
+keeper._write(images[0])
 print("well", flush=True)
 while True:
     for image in images:
-        keeper._write(image, True)
+        keeper._write(image)
 """
 
 DYING = """
@@ -37,7 +37,7 @@ from tests.support.kill_points import die_at_every_line
 from tests.unit.state_file.test_encoding import ORIGIN, kept
 
 def write():
-    state_file.StateFile(Path(sys.argv[1]), ORIGIN)._write(StoredFleet(ORIGIN, 0.0, (kept("another"),)), True)
+    state_file.StateFile(Path(sys.argv[1]), ORIGIN)._write(StoredFleet(ORIGIN, 0.0, (kept("another"),)))
 
 die_at_every_line(state_file.__file__, write)
 """
@@ -52,7 +52,7 @@ def test_state_file_write_killed_at_any_line_leaves_the_old_or_new_state_and_is_
     def start_over() -> None:
         (tmp_path / FILE).unlink(missing_ok=True)
         if before:
-            assert keeper._write(StoredFleet(ORIGIN, 0.0, tuple(map(kept, before))), last_succeeded=True)
+            assert keeper._write(StoredFleet(ORIGIN, 0.0, tuple(map(kept, before))))
 
     found: list[list[str]] = []
     start_over()
